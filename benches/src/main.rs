@@ -1,0 +1,44 @@
+//! Benchmarks: cases side by side in one run, interleaved, as ratios. `cargo xtask bench` builds and runs this.
+
+mod load;
+mod path;
+mod report;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// Measures homing beside its peers, as ratios within one run.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    bench: Bench,
+    /// Where to write the cases as JSON.
+    #[arg(long, global = true, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Length of one round of one case.
+    #[arg(long, global = true, value_name = "MS", default_value_t = 1_000)]
+    round_ms: u64,
+    /// Interleaved rounds of every case.
+    #[arg(long, global = true, default_value_t = 7)]
+    rounds: usize,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// The kernel path and the HTTP path against a direct connection to the same worker.
+    Path,
+}
+
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    let rounds = report::Rounds { count: cli.rounds, length: std::time::Duration::from_millis(cli.round_ms) };
+    let cases = match cli.bench {
+        Bench::Path => path::run(rounds)?,
+    };
+    print!("{}", report::table(&cases));
+    if let Some(path) = cli.json {
+        std::fs::write(path, report::json(&cases)?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! What a benchmark says: medians over interleaved rounds, and their ratio to a baseline of the same run.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde::Serialize;
+
+#[derive(Clone, Copy)]
+pub struct Rounds {
+    pub count: usize,
+    pub length: Duration,
+}
+
+/// One measured case beside its baseline.
+#[derive(Serialize)]
+pub struct Case {
+    pub name: String,
+    pub value: f64,
+    pub unit: &'static str,
+    pub baseline: String,
+    pub baseline_value: f64,
+    /// `value / baseline_value`.
+    pub ratio: f64,
+}
+
+impl Case {
+    /// Medians of both, taken in the same rounds.
+    pub fn new(name: &str, values: &[f64], unit: &'static str, baseline: &str, baseline_values: &[f64]) -> Self {
+        let (value, baseline_value) = (median(values), median(baseline_values));
+        Self {
+            name: name.to_owned(),
+            value,
+            unit,
+            baseline: baseline.to_owned(),
+            baseline_value,
+            ratio: value / baseline_value,
+        }
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+pub fn table(cases: &[Case]) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "{:<34} {:>12} {:>12} {:<11} {:>6}", "CASE", "VALUE", "BASELINE", "UNIT", "RATIO");
+    for case in cases {
+        let _ = writeln!(
+            out,
+            "{:<34} {:>12.1} {:>12.1} {:<11} {:>6.3}",
+            case.name, case.value, case.baseline_value, case.unit, case.ratio
+        );
+    }
+    out
+}
+
+pub fn json(cases: &[Case]) -> serde_json::Result<String> {
+    #[derive(Serialize)]
+    struct Report<'a> {
+        machine: String,
+        cases: &'a [Case],
+    }
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let machine = format!("Linux {}, {} cores, {}", kernel.trim(), cores, std::env::consts::ARCH);
+    serde_json::to_string_pretty(&Report { machine, cases })
+}

@@ -1,0 +1,253 @@
+//! What the programs and user space agree on in the maps. Change anything here and raise [`ABI_VERSION`].
+//!
+//! Every struct is `repr(C)` with no hidden padding and no `Option` or `bool`, so that its bytes are its value.
+
+use crate::addr::Addr;
+
+/// Checked before pinned maps are reused; pins of another version are refused, never reinterpreted.
+pub const ABI_VERSION: u32 = 1;
+
+/// Bits of a [`BackendId`] that say which backend; the rest is its generation.
+const INDEX_BITS: u32 = 12;
+/// Backends that one homing can hold at once.
+pub const MAX_BACKENDS: u32 = 1 << INDEX_BITS;
+/// Generations before a backend's count wraps to 1 again.
+pub const MAX_GENERATION: u32 = u32::MAX >> INDEX_BITS;
+
+/// A backend and its generation. An id of a dead worker never equals that of its successor.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, PartialOrd, Ord)]
+pub struct BackendId(pub u32);
+
+impl BackendId {
+    /// No backend: an unfilled slot.
+    pub const NONE: Self = Self(0);
+
+    /// # Panics
+    /// If `index` is not below [`MAX_BACKENDS`], or `generation` is not in 1 to [`MAX_GENERATION`].
+    pub const fn new(index: u32, generation: u32) -> Self {
+        assert!(index < MAX_BACKENDS, "a backend index is below MAX_BACKENDS");
+        assert!(generation >= 1 && generation <= MAX_GENERATION, "a generation is 1 to MAX_GENERATION");
+        Self((generation << INDEX_BITS) | index)
+    }
+
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        self.0 & (MAX_BACKENDS - 1)
+    }
+
+    #[inline(always)]
+    pub const fn generation(self) -> u32 {
+        self.0 >> INDEX_BITS
+    }
+
+    #[inline(always)]
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// Services that the tables are declared for; user space sizes them from the configuration at load.
+pub const SERVICES_MAX: u32 = 4_096;
+/// Apps, hence rings.
+pub const APPS_MAX: u32 = 4_096;
+/// Bindings kept; past that the oldest idle one is forgotten (LRU).
+pub const BINDINGS_MAX: u32 = 1_000_000;
+
+/// IANA protocol number of TCP.
+pub const PROTO_TCP: u8 = 6;
+
+/// What a service is found by. A wildcard listen address has [`Addr::ANY_V4`] or [`Addr::ANY_V6`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ServiceKey {
+    pub addr: Addr,
+    /// Host byte order.
+    pub port: u16,
+    pub proto: u8,
+    pub reserved: [u8; 5],
+}
+
+impl ServiceKey {
+    #[inline(always)]
+    pub const fn tcp(addr: Addr, port: u16) -> Self {
+        Self { addr, port, proto: PROTO_TCP, reserved: [0; 5] }
+    }
+}
+
+/// Every connection of the service goes to the HTTP path (affinity by cookie).
+pub const SERVICE_HTTP_ONLY: u32 = 1;
+
+/// A service: what `choose` needs to know of the app behind it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Service {
+    /// Secret that places clients on the ring.
+    pub seed: u64,
+    /// The app: index of its ring and part of its binding keys.
+    pub app: u32,
+    /// Slots of the app's ring.
+    pub ring_len: u32,
+    /// `SERVICE_*`.
+    pub flags: u32,
+    /// Bits of an IPv4 client's mapped address that affinity is kept for: 96 to 128.
+    pub v4_bits: u16,
+    /// Bits of an IPv6 client's address that affinity is kept for: 0 to 128.
+    pub v6_bits: u16,
+    /// Seconds after which a binding without connections is forgotten.
+    pub affinity_s: u32,
+    pub reserved: u32,
+}
+
+/// One slot of a ring.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Slot {
+    /// Who gets new clients.
+    pub current: BackendId,
+    /// Who had the slot before, while the slot is in transition; [`BackendId::NONE`] once it is stable.
+    pub previous: BackendId,
+}
+
+/// A client of an app, as its binding is kept.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct BindingKey {
+    /// Masked to the app's prefix.
+    pub client: Addr,
+    pub app: u32,
+    pub reserved: u32,
+}
+
+/// Client → backend.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Binding {
+    pub backend: BackendId,
+    /// Open kernel-path connections of the client to that backend.
+    pub connections: u32,
+    /// When a connection last opened or closed: seconds of CLOCK_MONOTONIC (coarse).
+    pub seen_s: u32,
+    pub reserved: u32,
+}
+
+/// A listening socket that a backend takes connections of one address family on.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SocketKey {
+    pub backend: BackendId,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`]. A dual-stack socket stands under both.
+    pub family: u32,
+}
+
+/// Address families as the kernel numbers them (Linux: include/linux/socket.h).
+pub const FAMILY_V4: u32 = 2;
+pub const FAMILY_V6: u32 = 10;
+
+/// What a worker's listening socket carries, and every connection accepted on it inherits (BPF_F_CLONE, Linux 5.2).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Owner {
+    pub backend: BackendId,
+    /// 1 once the connection was counted as established; 0 on the listening socket.
+    pub counted: u32,
+    /// Whose connection was counted. Kept here because the kernel has let go of the local port when it reports the
+    /// close.
+    pub client: BindingKey,
+}
+
+/// What the kernel counts per backend generation.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Live {
+    /// Established kernel-path connections now.
+    pub connections: u64,
+    /// Established kernel-path connections ever.
+    pub total: u64,
+}
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// Why a packet or connection went where it went. One per-CPU counter each.
+        #[repr(u32)]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum Counter { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl Counter {
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+            pub const COUNT: u32 = Self::ALL.len() as u32;
+
+            /// The name in `homing status` and metrics.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// XDP: a packet of no service; passed untouched.
+    XdpNotOurs = "xdp_not_ours",
+    /// XDP: a packet of a service that opens no connection; passed.
+    XdpEstablished = "xdp_established",
+    /// XDP: a SYN to a service that a worker will get.
+    XdpSynWorker = "xdp_syn_worker",
+    /// XDP: a SYN to a service that the HTTP path will get.
+    XdpSynHttp = "xdp_syn_http",
+    /// XDP: a later fragment to an address; its ports are unknown, passed.
+    XdpFragment = "xdp_fragment",
+    /// XDP: shorter than its headers say; passed for the kernel to judge.
+    XdpTruncated = "xdp_truncated",
+    /// sk_lookup: a connection delivered to the worker of its ring slot.
+    LookupRing = "lookup_ring",
+    /// sk_lookup: a connection delivered to the worker that the client is bound to.
+    LookupBound = "lookup_bound",
+    /// sk_lookup: left to the HTTP path because the app keeps affinity by cookie.
+    LookupHttpOnly = "lookup_http_only",
+    /// sk_lookup: left to the HTTP path because the app has no worker yet.
+    LookupNoWorker = "lookup_no_worker",
+    /// sk_lookup: left to the HTTP path because the chosen worker has no live socket of that address family.
+    LookupNoSocket = "lookup_no_socket",
+    /// A connection of the kernel path was established.
+    Established = "established",
+    /// A connection of the kernel path was closed.
+    Closed = "closed",
+    /// A client was bound to a backend for the first time, or again after it was idle or forgotten.
+    BindingNew = "binding_new",
+    /// A client's binding moved to another backend.
+    BindingMoved = "binding_moved",
+    /// A binding could not be written.
+    BindingFailed = "binding_failed",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_keeps_index_and_generation_apart() {
+        let id = BackendId::new(MAX_BACKENDS - 1, MAX_GENERATION);
+        assert_eq!((id.index(), id.generation()), (MAX_BACKENDS - 1, MAX_GENERATION));
+        assert!(!BackendId::new(0, 1).is_none(), "the first backend's first generation is somebody");
+    }
+
+    #[test]
+    fn no_map_value_has_hidden_padding() {
+        assert_eq!(size_of::<ServiceKey>(), 16 + 2 + 1 + 5);
+        assert_eq!(size_of::<Service>(), 8 + 4 * 3 + 2 * 2 + 4 * 2);
+        assert_eq!(size_of::<Slot>(), 8);
+        assert_eq!(size_of::<BindingKey>(), 16 + 8);
+        assert_eq!(size_of::<Binding>(), 16);
+        assert_eq!(size_of::<Live>(), 16);
+        assert_eq!(size_of::<SocketKey>(), 8);
+        assert_eq!(size_of::<Owner>(), 8 + 24);
+    }
+
+    #[test]
+    fn counter_names_are_unique() {
+        let mut names: std::vec::Vec<_> = Counter::ALL.iter().map(|c| c.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len() as u32, Counter::COUNT);
+    }
+}

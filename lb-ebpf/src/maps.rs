@@ -1,0 +1,160 @@
+//! The maps, one comment each, and the few ways the programs touch them.
+//!
+//! User space owns all but BINDINGS and LIVE's counts; the programs only read the rest.
+
+use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_INNER_MAP, BPF_F_NO_PREALLOC};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, SockHash};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
+use aya_ebpf::macros::btf_map;
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use lb_common::abi::{
+    APPS_MAX, BINDINGS_MAX, BackendId, Binding, BindingKey, Counter, Live, MAX_BACKENDS, Owner, SERVICES_MAX, Service,
+    ServiceKey, Slot, SocketKey,
+};
+use lb_common::addr::Addr;
+use lb_common::affinity::Tables;
+
+/// ABI_VERSION, so that another version's pins are recognised.
+#[btf_map]
+pub static META: Array<u32, 1> = Array::new();
+
+/// Listen address → service.
+#[btf_map]
+pub static SERVICES: HashMap<ServiceKey, Service, { SERVICES_MAX as usize }> = HashMap::new();
+
+/// App → its ring. A new ring is built aside and put here in one step: no connection sees half of one.
+#[btf_map]
+pub static RINGS: ArrayOfMaps<Array<Slot, 1, { BPF_F_INNER_MAP as usize }>, { APPS_MAX as usize }> = ArrayOfMaps::new();
+
+/// Backend index → the generation of it that lives (NONE: nobody).
+#[btf_map]
+pub static BACKENDS: Array<BackendId, { MAX_BACKENDS as usize }> = Array::new();
+
+/// Backend and family → its listening socket. The kernel takes a socket out when its process dies.
+#[btf_map]
+pub static SOCKETS: SockHash<SocketKey, { 2 * MAX_BACKENDS as usize }> = SockHash::new();
+
+/// Client of an app → backend. Written when connections are established, read only in slots in transition.
+#[btf_map]
+pub static BINDINGS: LruHashMap<BindingKey, Binding, { BINDINGS_MAX as usize }> = LruHashMap::new();
+
+/// Backend → its connections. User space makes and removes the entries.
+#[btf_map]
+pub static LIVE: HashMap<BackendId, Live, { MAX_BACKENDS as usize }> = HashMap::new();
+
+/// One per `Counter`.
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();
+
+/// Socket → whose it is, inherited by accepted sockets.
+#[btf_map]
+pub static OWNERS: OwnerStorage = OwnerStorage::new();
+
+/// A socket storage with BPF_F_CLONE, which aya's own type cannot express; laid out as its `btf_map`s are.
+#[repr(C)]
+pub struct OwnerStorage {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE],
+    key: *const i32,
+    value: *const Owner,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize | BPF_F_CLONE as usize],
+}
+
+const BPF_MAP_TYPE_SK_STORAGE: usize = aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize;
+
+// SAFETY: the pointers only describe the map to the loader and are never followed.
+unsafe impl Sync for OwnerStorage {}
+
+impl OwnerStorage {
+    const fn new() -> Self {
+        use core::ptr::null;
+        Self { r#type: null(), key: null(), value: null(), max_entries: null(), map_flags: null() }
+    }
+
+    pub fn as_ptr(&self) -> *mut core::ffi::c_void {
+        core::ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+/// The service that listens on this address and port: the exact address before the family's wildcard.
+#[inline(always)]
+pub fn service(address: Addr, port: u16) -> Option<Service> {
+    // SAFETY: a slot reused under us yields another service's whole value, as if the lookup had come a moment later.
+    let exact = unsafe { SERVICES.get(ServiceKey::tcp(address, port)) };
+    match exact {
+        Some(service) => Some(*service),
+        // SAFETY: as above.
+        None => unsafe { SERVICES.get(ServiceKey::tcp(address.any(), port)) }.copied(),
+    }
+}
+
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(cell) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: a non-null pointer to this CPU's own u64.
+        unsafe { *cell += 1 };
+    }
+}
+
+/// The maps as `choose` reads them.
+pub struct KernelTables;
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn slot(&self, app: u32, index: u32) -> Option<Slot> {
+        RINGS.get_value(app, &index).copied()
+    }
+
+    #[inline(always)]
+    fn binding(&self, key: &BindingKey) -> Option<Binding> {
+        // SAFETY: a slot reused under us is another client's whole binding; the client is steered as that one for a
+        // single connection, and only while the table is full and churning.
+        unsafe { BINDINGS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn is_live(&self, backend: BackendId) -> bool {
+        BACKENDS.get(backend.index()).is_some_and(|live| *live == backend)
+    }
+
+    #[inline(always)]
+    fn now_s(&self) -> u32 {
+        now_s()
+    }
+}
+
+const NS_PER_S: u64 = 1_000_000_000;
+
+/// Seconds of CLOCK_MONOTONIC, coarse (Linux 5.11): 2 ns instead of 28, but not for tracing programs.
+#[inline(always)]
+fn now_s() -> u32 {
+    // SAFETY: a helper without arguments or effects.
+    (unsafe { bpf_ktime_get_coarse_ns() } / NS_PER_S) as u32
+}
+
+/// The same clock for tracing programs.
+#[inline(always)]
+pub fn traced_now_s() -> u32 {
+    // SAFETY: a helper without arguments or effects.
+    (unsafe { bpf_ktime_get_ns() } / NS_PER_S) as u32
+}
+
+/// Adds to a number that other CPUs add to; two's complement, so `u32::MAX` takes one away.
+///
+/// # Safety
+/// `cell` points into a map value.
+#[inline(always)]
+pub unsafe fn add32(cell: *mut u32, n: u32) {
+    // SAFETY: the caller's promise; the verifier checks bounds and alignment.
+    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(cell, n) };
+}
+
+/// As [`add32`], 64 bits wide.
+///
+/// # Safety
+/// `cell` points into a map value.
+#[inline(always)]
+pub unsafe fn add64(cell: *mut u64, n: u64) {
+    // SAFETY: as above.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(cell, n) };
+}

@@ -1,0 +1,42 @@
+//! Packet bytes under XDP: every read is preceded by the bounds check that the verifier wants to see.
+
+use core::arch::asm;
+
+use aya_ebpf::programs::XdpContext;
+use lb_common::parse::Packet;
+
+/// Offsets past this are not read: the verifier needs a bound, and no header we follow reaches it
+/// (Ethernet 14 + 2 VLAN tags 8 + IPv6 40 + 6 extension headers of at most 2,048 + TCP).
+const OFFSET_MAX: usize = 0x3fff;
+
+pub struct XdpPacket {
+    data: usize,
+    end: usize,
+}
+
+impl XdpPacket {
+    #[inline(always)]
+    pub fn new(ctx: &XdpContext) -> Self {
+        Self { data: ctx.data(), end: ctx.data_end() }
+    }
+}
+
+impl Packet for XdpPacket {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        if offset > OFFSET_MAX {
+            return None;
+        }
+        let mut start = self.data + offset;
+        // The verifier follows one register: it must see the check and the read on the same one, so the compiler may
+        // not work the address out a second time.
+        // SAFETY: moves a register to itself (an empty template would leave line info that the kernel refuses).
+        unsafe { asm!("{0} = {0}", inout(reg) start, options(nomem, nostack, preserves_flags, pure)) };
+        if start + N > self.end {
+            return None;
+        }
+        // SAFETY: `start..start + N` lies between the packet's data and data_end, checked above and by the verifier;
+        // a byte array has no alignment.
+        Some(unsafe { *(start as *const [u8; N]) })
+    }
+}

@@ -1,0 +1,171 @@
+//! Sockets: what a lookup asks, and what changes when a worker's connection is established or closed.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::bpf_sk_lookup;
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use aya_ebpf::programs::{BtfTracePointContext, SkLookupContext};
+use core::ptr::null_mut;
+use lb_common::abi::{Binding, BindingKey, Counter, FAMILY_V4, FAMILY_V6, Owner, PROTO_TCP};
+use lb_common::addr::Addr;
+use lb_common::affinity;
+
+use crate::maps::{self, BINDINGS, LIVE, OWNERS};
+
+/// A new connection as sk_lookup is asked about it.
+pub struct Lookup {
+    pub family: u32,
+    pub remote: Addr,
+    pub local: Addr,
+    /// Host byte order.
+    pub local_port: u16,
+}
+
+/// `None`: not TCP over IPv4 or IPv6.
+#[inline(always)]
+pub fn lookup(ctx: &SkLookupContext) -> Option<Lookup> {
+    let ctx: *const bpf_sk_lookup = ctx.as_ptr().cast();
+    // SAFETY: plain reads of context fields, rewritten by the verifier to the kernel's own structure.
+    unsafe {
+        if (*ctx).protocol != PROTO_TCP as u32 {
+            return None;
+        }
+        let (remote, local) = match (*ctx).family {
+            FAMILY_V4 => (v4((*ctx).remote_ip4), v4((*ctx).local_ip4)),
+            FAMILY_V6 => (
+                v6([(*ctx).remote_ip6[0], (*ctx).remote_ip6[1], (*ctx).remote_ip6[2], (*ctx).remote_ip6[3]]),
+                v6([(*ctx).local_ip6[0], (*ctx).local_ip6[1], (*ctx).local_ip6[2], (*ctx).local_ip6[3]]),
+            ),
+            _ => return None,
+        };
+        Some(Lookup { family: (*ctx).family, remote, local, local_port: (*ctx).local_port as u16 })
+    }
+}
+
+/// From network byte order.
+#[inline(always)]
+fn v4(address: u32) -> Addr {
+    Addr::v4(address.to_ne_bytes())
+}
+
+/// From four words in network byte order.
+#[inline(always)]
+fn v6(words: [u32; 4]) -> Addr {
+    let [a, b, c, d] = words.map(|word| u32::from_be(word) as u64);
+    Addr { high: (a << 32) | b, low: (c << 32) | d }
+}
+
+/// The head of `struct sock_common` (Linux: include/net/sock.h): this part has kept its layout since 3.13, with
+/// CONFIG_NET_NS and CONFIG_IPV6 set, as every distribution has them.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SockCommon {
+    daddr: u32,
+    rcv_saddr: u32,
+    hash: u32,
+    dport: u16,
+    num: u16,
+    family: u16,
+    state: u8,
+    reuse: u8,
+    bound_dev_if: u32,
+    bind_node: [u64; 2],
+    prot: u64,
+    net: u64,
+    v6_daddr: [u32; 4],
+    v6_rcv_saddr: [u32; 4],
+}
+
+/// TCP states (Linux: include/net/tcp_states.h).
+const TCP_ESTABLISHED: i32 = 1;
+const TCP_SYN_RECV: i32 = 3;
+const TCP_CLOSE: i32 = 7;
+
+/// A socket of a worker changed its state. Sockets that carry no owner are none of ours.
+#[inline(always)]
+pub fn state_changed(ctx: &BtfTracePointContext) -> Option<()> {
+    let (old, new): (i32, i32) = (ctx.arg(1), ctx.arg(2));
+    let opened = old == TCP_SYN_RECV && new == TCP_ESTABLISHED;
+    if !opened && new != TCP_CLOSE {
+        return None;
+    }
+    let sk: *const SockCommon = ctx.arg(0);
+    // SAFETY: `sk` is the trusted socket pointer of the tracepoint, not changed since it was read from its arguments.
+    let owner = unsafe { bpf_sk_storage_get(OWNERS.as_ptr(), sk.cast_mut().cast(), null_mut(), 0) }.cast::<Owner>();
+    if owner.is_null() {
+        return None;
+    }
+    // SAFETY: not null, and an accepted socket's storage is its own.
+    let owner = unsafe { &mut *owner };
+    // Otherwise it is the listening socket itself, or a connection that never was established.
+    if opened && owner.counted == 0 {
+        owner.client = client(sk)?;
+        owner.counted = 1;
+        established(owner);
+    } else if !opened && owner.counted == 1 {
+        closed(owner);
+    }
+    Some(())
+}
+
+/// Whose connection it is. `None`: one to the worker's own port, such as the HTTP path's, is no client's.
+#[inline(always)]
+fn client(sk: *const SockCommon) -> Option<BindingKey> {
+    // SAFETY: the helper copes with any address.
+    let sock = unsafe { bpf_probe_read_kernel(sk) }.ok()?;
+    let (local, remote) = if sock.family as u32 == FAMILY_V4 {
+        (v4(sock.rcv_saddr), v4(sock.daddr))
+    } else {
+        (v6(sock.v6_rcv_saddr), v6(sock.v6_daddr))
+    };
+    let service = maps::service(local, sock.num)?;
+    Some(BindingKey { client: affinity::client_of(&service, remote), app: service.app, reserved: 0 })
+}
+
+#[inline(always)]
+fn established(owner: &Owner) {
+    let backend = owner.backend;
+    maps::count(Counter::Established);
+    if let Some(live) = LIVE.get_ptr_mut(backend) {
+        // SAFETY: a map value that exists.
+        unsafe {
+            maps::add64(&raw mut (*live).connections, 1);
+            maps::add64(&raw mut (*live).total, 1);
+        }
+    }
+    let seen_s = maps::traced_now_s();
+    let counter = match BINDINGS.get_ptr_mut(owner.client) {
+        Some(binding) => {
+            // SAFETY: a map value that exists; a slot reused under us costs that binding one count at most.
+            unsafe {
+                if (*binding).backend == backend {
+                    maps::add32(&raw mut (*binding).connections, 1);
+                    (*binding).seen_s = seen_s;
+                    return;
+                }
+            }
+            Counter::BindingMoved
+        }
+        None => Counter::BindingNew,
+    };
+    let binding = Binding { backend, connections: 1, seen_s, reserved: 0 };
+    maps::count(if BINDINGS.insert(owner.client, binding, 0).is_ok() { counter } else { Counter::BindingFailed });
+}
+
+#[inline(always)]
+fn closed(owner: &Owner) {
+    maps::count(Counter::Closed);
+    if let Some(live) = LIVE.get_ptr_mut(owner.backend) {
+        // SAFETY: a map value that exists.
+        unsafe { maps::add64(&raw mut (*live).connections, u64::MAX) };
+    }
+    if let Some(binding) = BINDINGS.get_ptr_mut(owner.client) {
+        // SAFETY: a map value that exists. A binding that has moved on counts other connections than this one.
+        unsafe {
+            if (*binding).backend == owner.backend && (*binding).connections > 0 {
+                maps::add32(&raw mut (*binding).connections, u32::MAX);
+                (*binding).seen_s = maps::traced_now_s();
+            }
+        }
+    }
+}

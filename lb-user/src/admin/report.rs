@@ -1,0 +1,112 @@
+//! The answers, as JSON and as the command line prints them. `homing status --json` is this, field by field.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct Status {
+    pub version: String,
+    pub pid: u32,
+    pub uptime_seconds: u64,
+    pub kernel_path: KernelPathStatus,
+    pub apps: Vec<AppStatus>,
+    pub counters: BTreeMap<String, u64>,
+}
+
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct KernelPathStatus {
+    pub active: bool,
+    /// Why it is not active.
+    pub reason: Option<String>,
+    pub interfaces: Vec<InterfaceStatus>,
+}
+
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct InterfaceStatus {
+    pub name: String,
+    /// native, generic or none.
+    pub mode: String,
+    /// Why not native.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct AppStatus {
+    pub name: String,
+    pub listen: Vec<String>,
+    pub affinity: String,
+    /// kernel, http or both.
+    pub path: String,
+    /// ready, starting, idle, failed or stopping.
+    pub state: String,
+    /// Addresses bound to a live worker.
+    pub clients: u64,
+    pub connections: u64,
+    pub promoted_addresses: u64,
+    pub queued: u64,
+    pub workers: Vec<WorkerStatus>,
+}
+
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct WorkerStatus {
+    /// APP/N.
+    pub id: String,
+    pub pid: Option<u32>,
+    pub state: String,
+    pub reason: Option<String>,
+    pub generation: u32,
+    pub clients: u64,
+    pub connections: u64,
+    /// HTTP-path requests; the kernel path's are not seen, only its connections.
+    pub requests: u64,
+    pub restarts: u32,
+    pub memory_bytes: Option<u64>,
+    pub address: Option<String>,
+    /// Unix time, seconds.
+    pub started_at: Option<u64>,
+}
+
+/// What `homing trace` asks.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct TraceQuery {
+    pub app: String,
+    pub client: IpAddr,
+}
+
+/// Where a client goes, and which rule said so.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct Trace {
+    pub app: String,
+    pub address: IpAddr,
+    /// The prefix that affinity is kept for.
+    pub client: String,
+    /// kernel or http.
+    pub path: String,
+    /// ring, bound, cookie or no_worker.
+    pub rule: String,
+    pub worker: Option<String>,
+    pub slot: Option<u32>,
+    pub ring_len: u32,
+    pub in_transition: bool,
+    pub binding: Option<BindingReport>,
+    /// The decision step by step, in words.
+    pub steps: Vec<String>,
+    /// What would change it, in words.
+    pub would_change: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct BindingReport {
+    pub worker: Option<String>,
+    pub connections: u32,
+    pub seen_seconds_ago: u32,
+    pub live: bool,
+}
+
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct Failure {
+    pub error: String,
+}

@@ -1,0 +1,120 @@
+//! The socket's listening side.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+use super::report::{Failure, Status, Trace, TraceQuery};
+
+/// A question to the task that owns the state.
+#[derive(Debug)]
+pub enum Request {
+    Status(oneshot::Sender<Status>),
+    Trace { app: String, address: IpAddr, answer: oneshot::Sender<Result<Trace, String>> },
+    Stop { now: bool },
+}
+
+/// Binds the socket, mode 0600. A socket that a dead homing left is replaced; one that answers is not.
+///
+/// # Errors
+/// When another homing answers there, or the path cannot be made.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another homing answers on this socket"));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Answers until the task is dropped.
+pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) {
+    let router = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/trace", get(trace))
+        .route("/v1/stop", post(stop))
+        .with_state(requests);
+    // It only returns when the listener fails for good, which a unix socket's does not.
+    let _ = axum::serve(Trusted(listener), router).await;
+}
+
+/// Accepts only who may give orders.
+struct Trusted(UnixListener);
+
+impl axum::serve::Listener for Trusted {
+    type Io = UnixStream;
+    type Addr = ();
+
+    async fn accept(&mut self) -> (UnixStream, ()) {
+        loop {
+            let (stream, _) = axum::serve::Listener::accept(&mut self.0).await;
+            if is_allowed(&stream) {
+                return (stream, ());
+            }
+            tracing::warn!("a process of another user was refused on the control socket");
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Root, or the user homing runs as.
+fn is_allowed(stream: &UnixStream) -> bool {
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw())
+}
+
+async fn status(State(requests): State<mpsc::Sender<Request>>) -> Response {
+    let (answer, status) = oneshot::channel();
+    let _ = requests.send(Request::Status(answer)).await;
+    match status.await {
+        Ok(status) => Json(status).into_response(),
+        Err(_) => ending(),
+    }
+}
+
+async fn trace(State(requests): State<mpsc::Sender<Request>>, Query(query): Query<TraceQuery>) -> Response {
+    let (answer, trace) = oneshot::channel();
+    let _ = requests.send(Request::Trace { app: query.app, address: query.client, answer }).await;
+    match trace.await {
+        Ok(Ok(trace)) => Json(trace).into_response(),
+        Ok(Err(error)) => (StatusCode::NOT_FOUND, Json(Failure { error })).into_response(),
+        Err(_) => ending(),
+    }
+}
+
+#[derive(Deserialize)]
+struct StopQuery {
+    #[serde(default)]
+    now: bool,
+}
+
+async fn stop(State(requests): State<mpsc::Sender<Request>>, Query(query): Query<StopQuery>) -> Response {
+    if requests.send(Request::Stop { now: query.now }).await.is_err() {
+        return ending();
+    }
+    StatusCode::ACCEPTED.into_response()
+}
+
+fn ending() -> Response {
+    let failure = Failure { error: "homing is ending".to_owned() };
+    (StatusCode::SERVICE_UNAVAILABLE, Json(failure)).into_response()
+}

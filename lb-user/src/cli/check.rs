@@ -1,0 +1,65 @@
+//! `homing check`: all that is wrong with a configuration, or what it will do and why.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::{DONE, USAGE};
+use crate::config::{self, Affinity, App, Config, KernelPath};
+use crate::datapath;
+
+pub(super) fn check(path: &Path) -> u8 {
+    match config::file::load(path) {
+        Ok(config) => {
+            print!("{}", render(path, &config, datapath::missing().as_deref()));
+            DONE
+        }
+        Err(errors) => {
+            eprint!("{errors}");
+            USAGE
+        }
+    }
+}
+
+/// `missing`: what this machine, or this user, lacks for the kernel path.
+fn render(path: &Path, config: &Config, missing: Option<&str>) -> String {
+    let mut out = String::new();
+    let apps = if config.apps.len() == 1 { "1 app" } else { &format!("{} apps", config.apps.len()) };
+    let _ = writeln!(out, "{}: no errors, {apps}", path.display());
+    for app in &config.apps {
+        let (path, why) = path_of(app, config.homing.kernel_path, missing);
+        let listen: Vec<String> = app.listen.iter().map(ToString::to_string).collect();
+        let _ = writeln!(out, "\n{}  {}", app.name, listen.join(" "));
+        let _ = writeln!(out, "  path      {path}");
+        let _ = writeln!(out, "  why       {why}");
+        let _ = writeln!(out, "  workers   {}", workers(app));
+        let _ = writeln!(out, "  command   {}", app.command.join(" "));
+        if path == "kernel" && app.listen.iter().any(std::net::SocketAddr::is_ipv6) {
+            let _ = writeln!(
+                out,
+                "  note      an IPv6 client takes the kernel path only to a worker that listens on IPv6 too;\n            \
+                 others are forwarded by the HTTP path, by address all the same"
+            );
+        }
+    }
+    out
+}
+
+fn path_of(app: &App, kernel_path: KernelPath, missing: Option<&str>) -> (&'static str, String) {
+    match (app.affinity, kernel_path, missing) {
+        (Affinity::Cookie, _, _) => ("http", "affinity = \"cookie\": only the HTTP path reads cookies".to_owned()),
+        (Affinity::Ip, KernelPath::Off, _) => ("http", "kernel_path = \"off\"".to_owned()),
+        (Affinity::Ip, KernelPath::Required, Some(missing)) => {
+            ("none", format!("kernel_path = \"required\", and this run would be refused: {missing}"))
+        }
+        (Affinity::Ip, KernelPath::Preferred, Some(missing)) => ("http", format!("no kernel path here: {missing}")),
+        (Affinity::Ip, _, None) => ("kernel", "affinity = \"ip\": an address alone names the worker".to_owned()),
+    }
+}
+
+fn workers(app: &App) -> String {
+    match (app.workers.min, app.workers.max) {
+        (0, max) => format!("started on demand, at most {max}"),
+        (min, max) if min == max => format!("{min}"),
+        (min, max) => format!("{min} to {max}"),
+    }
+}

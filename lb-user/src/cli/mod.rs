@@ -1,0 +1,216 @@
+//! The command line: one definition of every command, one file for what each does.
+
+mod check;
+mod demo;
+mod run;
+mod status;
+mod trace;
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::admin::client::{self, AskError};
+
+/// Done.
+const DONE: u8 = 0;
+/// The request failed.
+const FAILED: u8 = 1;
+/// Wrong usage or configuration.
+const USAGE: u8 = 2;
+/// Cannot reach the running homing.
+const UNREACHABLE: u8 = 3;
+
+/// Brings every client back to the worker that holds its session, and decides it in the kernel.
+#[derive(Parser)]
+#[command(
+    name = "homing",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 the request failed, 2 wrong usage or configuration, 3 cannot reach homing.\n\n\
+                  Start here:\n  homing demo                     see it work, nothing else needed\n  \
+                  homing check --config FILE      is my configuration right, and which path does each app get?\n  \
+                  homing run --config FILE        serve"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve until told to stop; logs go to stderr.
+    ///
+    /// Prints a line that begins with "homing: ready" when all listeners are up. SIGTERM and SIGINT drain and stop;
+    /// a second one stops at once. After kill -9, clients go on reaching their workers in the kernel, and the next
+    /// `homing run` with the same directories takes both over.
+    #[command(after_help = "Example:\n  homing run --config /etc/homing/homing.toml")]
+    Run(ConfigFile),
+    /// Watch it work: a stateful app built in, 4 workers, clients from several addresses.
+    #[command(
+        after_help = "Examples:\n  homing demo             a live picture, then the app stays up for your browser\n  \
+                            homing demo --once      exit 0 only if every client kept its worker"
+    )]
+    Demo(demo::Options),
+    /// Check a configuration: all errors at once, or each app with its path and why.
+    #[command(after_help = "Example:\n  homing check --config config/shiny-python.toml")]
+    Check(ConfigFile),
+    /// Apps, workers, clients and connections of the running homing.
+    #[command(after_help = "Examples:\n  homing status\n  homing status --json | jq '.apps[].workers[].state'")]
+    Status {
+        #[command(flatten)]
+        socket: Socket,
+        /// As JSON, with the counters.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Where a client goes, which rule decided, and what would change it.
+    #[command(after_help = "Example:\n  homing trace sales 203.0.113.7")]
+    Trace {
+        /// The app's name.
+        app: String,
+        /// The client's address, IPv4 or IPv6.
+        client: IpAddr,
+        #[command(flatten)]
+        socket: Socket,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Drain and stop the running homing and its workers.
+    #[command(
+        after_help = "Examples:\n  homing stop          sessions may end by themselves, up to each app's timeouts.drain\n  \
+                            homing stop --now    end them"
+    )]
+    Stop {
+        #[command(flatten)]
+        socket: Socket,
+        /// Do not wait for sessions to end.
+        #[arg(long)]
+        now: bool,
+    },
+    /// Remove the pinned programs and maps that an unclean end left: clients are steered no more.
+    #[command(after_help = "Example:\n  homing detach --pin-dir /sys/fs/bpf/homing")]
+    Detach {
+        /// Where they are pinned.
+        #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/homing")]
+        pin_dir: PathBuf,
+    },
+    /// Print the completions of a shell.
+    #[command(after_help = "Example:\n  homing completions bash > /etc/bash_completion.d/homing")]
+    Completions { shell: clap_complete::Shell },
+    /// Print the manual page.
+    Man,
+    /// One worker of the demo.
+    #[command(hide = true)]
+    DemoWorker {
+        #[arg(long)]
+        port: u16,
+    },
+}
+
+#[derive(Args)]
+struct ConfigFile {
+    /// The configuration (TOML).
+    #[arg(long, value_name = "FILE", env = "HOMING_CONFIG", default_value = "/etc/homing/homing.toml")]
+    config: PathBuf,
+}
+
+#[derive(Args)]
+struct Socket {
+    /// The running homing's control socket.
+    #[arg(long, value_name = "PATH", env = "HOMING_CONTROL_SOCKET", default_value = "/run/homing/control.sock")]
+    control_socket: PathBuf,
+}
+
+/// Runs the command line; returns the exit code.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way too, on stdout and with 0.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { USAGE } else { DONE });
+        }
+    };
+    ExitCode::from(match cli.command {
+        Command::Run(file) => run::run(&file.config),
+        Command::Demo(options) => demo::demo(&options),
+        Command::Check(file) => check::check(&file.config),
+        Command::Status { socket, json } => ask(status::status(socket.control_socket, json)),
+        Command::Trace { app, client, socket, json } => ask(trace::trace(socket.control_socket, app, client, json)),
+        Command::Stop { socket, now } => ask(stop(socket.control_socket, now)),
+        Command::Detach { pin_dir } => detach(&pin_dir),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "homing", &mut std::io::stdout());
+            DONE
+        }
+        Command::Man => match clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()) {
+            Ok(()) => DONE,
+            Err(error) => fail(FAILED, &error),
+        },
+        Command::DemoWorker { port } => match block_on(crate::demo::app::serve(port)) {
+            Ok(()) => DONE,
+            Err(error) => fail(FAILED, &format!("{error:#}")),
+        },
+    })
+}
+
+/// A multi-threaded runtime for the length of one future.
+fn block_on<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .expect("the kernel gives a process its first threads and epoll")
+        .block_on(future)
+}
+
+/// Runs a question to homing, and turns its failure into the exit code.
+fn ask(question: impl Future<Output = Result<(), AskError>>) -> u8 {
+    match block_on(question) {
+        Ok(()) => DONE,
+        Err(error @ AskError::Unreachable { .. }) => fail(UNREACHABLE, &error),
+        Err(error) => fail(FAILED, &error),
+    }
+}
+
+fn fail(code: u8, error: &dyn std::fmt::Display) -> u8 {
+    eprintln!("homing: {error}");
+    code
+}
+
+fn detach(pin_dir: &std::path::Path) -> u8 {
+    if !pin_dir.exists() {
+        println!("Nothing is pinned in {}.", pin_dir.display());
+        return DONE;
+    }
+    match crate::datapath::detach(pin_dir) {
+        Ok(()) => {
+            println!("Removed the programs and maps pinned in {}.", pin_dir.display());
+            DONE
+        }
+        Err(error) => fail(FAILED, &error),
+    }
+}
+
+async fn stop(socket: PathBuf, now: bool) -> Result<(), AskError> {
+    use std::io::Write as _;
+    client::post(&socket, if now { "/v1/stop?now=true" } else { "/v1/stop" }).await?;
+    let mut last = None;
+    // homing closes its socket when it has ended.
+    while let Ok(status) = client::get::<crate::admin::report::Status>(&socket, "/v1/status").await {
+        let workers: usize =
+            status.apps.iter().map(|app| app.workers.iter().filter(|worker| worker.pid.is_some()).count()).sum();
+        let connections: u64 = status.apps.iter().map(|app| app.connections).sum();
+        if last.replace((workers, connections)) != Some((workers, connections)) {
+            println!("draining: {connections} connections on {workers} workers (homing stop --now does not wait)");
+            let _ = std::io::stdout().flush();
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    println!("homing has stopped.");
+    Ok(())
+}

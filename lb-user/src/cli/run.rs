@@ -1,0 +1,195 @@
+//! `homing run`: everything is opened, locked and bound before anything is started, so that an error leaves nothing
+//! half-started behind.
+
+use std::fs;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow};
+use tokio::sync::{mpsc, watch};
+
+use super::{DONE, FAILED, USAGE, fail};
+use crate::admin;
+use crate::bindings::MemoryBindings;
+use crate::config::{self, Config, KernelPath};
+use crate::control::runner::{Kernel, Parts, Runner};
+use crate::datapath::{self, Datapath};
+use crate::proxy::{self, CookieKeys, Proxy, Shutdown};
+use crate::routing::{Bindings, RoutingHandle, Snapshot};
+
+/// Requests for workers under way to control; more than that many at once say nothing new.
+const NOTICES_MAX: usize = 1_024;
+/// Questions on the control socket waiting for control.
+const REQUESTS_MAX: usize = 64;
+/// Connections that the kernel queues before homing accepts them.
+const BACKLOG: i32 = 4_096;
+
+pub(super) fn run(path: &Path) -> u8 {
+    let config = match config::file::load(path) {
+        Ok(config) => config,
+        Err(errors) => {
+            eprint!("{errors}");
+            return USAGE;
+        }
+    };
+    log_to_stderr("info");
+    match super::block_on(serve(config, |line| eprintln!("{line}"))) {
+        Ok(()) => DONE,
+        Err(error) => fail(FAILED, &format!("{error:#}")),
+    }
+}
+
+/// Logs of `HOMING_LOG`, or else of this level, to stderr; coloured on a terminal unless `NO_COLOR` is set.
+pub(super) fn log_to_stderr(level: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("HOMING_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    // A second subscriber, in a test, keeps the first.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colour)
+        .with_target(false)
+        .with_writer(io::stderr)
+        .try_init();
+}
+
+/// Serves a configuration until it is told to stop. `ready` gets the one line that says so.
+pub(super) async fn serve(config: Config, ready: impl FnOnce(&str)) -> anyhow::Result<()> {
+    let homing = &config.homing;
+    make_dir(&homing.state_dir, "state_dir")?;
+    make_dir(&homing.log_dir, "log_dir")?;
+    let _lock = lock(&homing.state_dir)?;
+    let listeners = bind_all(&config)?;
+    let keys = CookieKeys::load_or_create(&homing.state_dir)?;
+    let socket = admin::server::bind(&homing.control_socket).with_context(|| {
+        format!("cannot listen on the control socket {}; set homing.control_socket", homing.control_socket.display())
+    })?;
+    let kernel = open_kernel(&config)?;
+    let bindings: Arc<dyn Bindings> = match &kernel {
+        Kernel::On(datapath) => datapath.bindings(),
+        Kernel::Off { .. } => Arc::new(MemoryBindings::new()),
+    };
+
+    let (snapshots, snapshot_receiver) = watch::channel(Arc::new(Snapshot::default()));
+    let (notice_sender, notices) = mpsc::channel(NOTICES_MAX);
+    let (request_sender, requests) = mpsc::channel(REQUESTS_MAX);
+    let routing =
+        RoutingHandle { snapshots: snapshot_receiver, notices: notice_sender, bindings: Arc::clone(&bindings) };
+    let proxy = Proxy::new(routing, keys.clone());
+    let control_socket = homing.control_socket.clone();
+    let line = ready_line(&config, &kernel);
+    let runner =
+        Runner::start(Parts { config, keys, kernel, bindings, snapshots, notices, requests, proxy: proxy.clone() })?;
+
+    let (shutdown, shutdown_receiver) = watch::channel(Shutdown::Serving);
+    let mut serving = tokio::task::JoinSet::new();
+    for listener in listeners {
+        serving.spawn(proxy.clone().serve(listener, shutdown_receiver.clone()));
+    }
+    let answering = tokio::spawn(admin::server::serve(socket, request_sender));
+    ready(&line);
+    let ended = runner.run().await;
+    let _ = shutdown.send(Shutdown::Now);
+    while serving.join_next().await.is_some() {}
+    answering.abort();
+    let _ = fs::remove_file(control_socket);
+    ended
+}
+
+fn make_dir(path: &Path, key: &str) -> anyhow::Result<()> {
+    fs::create_dir_all(path)
+        .with_context(|| format!("cannot make {}; run homing as root or set homing.{key}", path.display()))
+}
+
+/// Held while homing runs: two homings on one state directory would fight over workers and pins.
+fn lock(state_dir: &Path) -> anyhow::Result<fs::File> {
+    let path = state_dir.join("lock");
+    let mut file = fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path)?;
+    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        let holder = fs::read_to_string(&path).unwrap_or_default();
+        return Err(anyhow!(
+            "another homing (pid {}) runs with state_dir {}; stop it with: homing stop, or give this one a state_dir of its own",
+            holder.trim(),
+            state_dir.display()
+        ));
+    }
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())?;
+    Ok(file)
+}
+
+fn bind_all(config: &Config) -> anyhow::Result<Vec<proxy::Listener>> {
+    let mut listeners = Vec::new();
+    for (app, number) in config.apps.iter().zip(0..) {
+        for &address in &app.listen {
+            let socket = bind(address)
+                .with_context(|| format!("app {}: cannot listen on {address}; {}", app.name, bind_advice(address)))?;
+            listeners.push(proxy::Listener { app: number, socket });
+        }
+    }
+    Ok(listeners)
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // "[::]:80" means IPv6: "0.0.0.0:80" may stand beside it.
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn bind_advice(address: SocketAddr) -> String {
+    let port = address.port();
+    match bind(address).err().map(|error| error.kind()) {
+        Some(io::ErrorKind::AddrInUse) => format!("find who has the port with: ss -ltnp 'sport = :{port}'"),
+        Some(io::ErrorKind::PermissionDenied) => "ports below 1024 need root or CAP_NET_BIND_SERVICE".to_owned(),
+        Some(io::ErrorKind::AddrNotAvailable) => "this machine does not have that address: see ip address".to_owned(),
+        _ => "see the reason below".to_owned(),
+    }
+}
+
+/// Opens the kernel path as the configuration wants it.
+fn open_kernel(config: &Config) -> anyhow::Result<Kernel> {
+    let homing = &config.homing;
+    if homing.kernel_path == KernelPath::Off {
+        return Ok(Kernel::Off { reason: "kernel_path = \"off\" in the configuration".to_owned() });
+    }
+    let listen: Vec<SocketAddr> = config.apps.iter().flat_map(|app| app.listen.iter().copied()).collect();
+    let interfaces = if homing.interfaces.is_empty() {
+        datapath::carrying(&listen).context("cannot list this machine's addresses")?
+    } else {
+        homing.interfaces.clone()
+    };
+    match Datapath::open(&homing.pin_dir, &interfaces) {
+        Ok(datapath) => {
+            for attached in datapath.attached().iter().filter(|attached| attached.mode == datapath::Mode::None) {
+                let reason = attached.reason.as_deref().unwrap_or("no reason given");
+                tracing::warn!(interface = %attached.name, %reason, "no XDP here; connections are steered all the same");
+            }
+            Ok(Kernel::On(Box::new(datapath)))
+        }
+        Err(error) if homing.kernel_path == KernelPath::Preferred => {
+            tracing::warn!("no kernel path, serving on the HTTP path alone: {error}");
+            Ok(Kernel::Off { reason: error.to_string() })
+        }
+        Err(error) => Err(anyhow!("kernel_path = \"required\", but {error}")),
+    }
+}
+
+fn ready_line(config: &Config, kernel: &Kernel) -> String {
+    let listen: Vec<String> = config
+        .apps
+        .iter()
+        .flat_map(|app| app.listen.iter().map(move |address| format!("{} on {address}", app.name)))
+        .collect();
+    let path = if matches!(kernel, Kernel::On(_)) { "kernel path active" } else { "HTTP path alone" };
+    format!("homing: ready ({path}): {}", listen.join(", "))
+}

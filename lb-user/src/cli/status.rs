@@ -1,0 +1,146 @@
+//! `homing status`: the table an operator reads first. Fits 80 columns.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use crate::admin::client::{self, AskError};
+use crate::admin::report::{AppStatus, Status, WorkerStatus};
+
+pub(super) async fn status(socket: PathBuf, json: bool) -> Result<(), AskError> {
+    let status: Status = client::get(&socket, "/v1/status").await?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&status).expect("a status is plain data"));
+    } else {
+        print!("{}", render(&status, unix_now()));
+    }
+    Ok(())
+}
+
+pub(super) fn unix_now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn render(status: &Status, now: u64) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "homing {}, pid {}, up {}", status.version, status.pid, span(status.uptime_seconds));
+    let kernel = &status.kernel_path;
+    if kernel.active {
+        let interfaces: Vec<String> =
+            kernel.interfaces.iter().map(|interface| format!("{} {}", interface.name, interface.mode)).collect();
+        let _ = writeln!(out, "kernel path: active; XDP on {}", list_or(&interfaces, "no interface"));
+    } else {
+        let _ = writeln!(out, "kernel path: off; {}", kernel.reason.as_deref().unwrap_or("no reason given"));
+    }
+    for app in &status.apps {
+        render_app(&mut out, app, now);
+    }
+    out
+}
+
+fn render_app(out: &mut String, app: &AppStatus, now: u64) {
+    let _ = writeln!(out, "\n{}  {}  {}", app.name, app.state, app.listen.join(" "));
+    let _ = writeln!(
+        out,
+        "  affinity {}, path {}; {} clients, {} connections, {} requests held",
+        app.affinity, app.path, app.clients, app.connections, app.queued
+    );
+    let _ = writeln!(
+        out,
+        "  {:<16} {:<9} {:>7} {:>7} {:>6} {:>8} {:>7} {:>9}",
+        "WORKER", "STATE", "PID", "CLIENTS", "CONNS", "RESTARTS", "MEMORY", "UP"
+    );
+    for worker in &app.workers {
+        let _ = writeln!(
+            out,
+            "  {:<16} {:<9} {:>7} {:>7} {:>6} {:>8} {:>7} {:>9}",
+            worker.id,
+            worker.state,
+            dash(worker.pid),
+            worker.clients,
+            worker.connections,
+            worker.restarts,
+            worker.memory_bytes.map_or_else(|| "-".to_owned(), memory),
+            up(worker, now),
+        );
+        if let Some(reason) = &worker.reason {
+            let _ = writeln!(out, "    {reason}");
+        }
+    }
+}
+
+fn up(worker: &WorkerStatus, now: u64) -> String {
+    match (worker.pid, worker.started_at) {
+        (Some(_), Some(at)) => span(now.saturating_sub(at)),
+        _ => "-".to_owned(),
+    }
+}
+
+fn list_or(items: &[String], none: &str) -> String {
+    if items.is_empty() { none.to_owned() } else { items.join(", ") }
+}
+
+fn dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+fn memory(bytes: u64) -> String {
+    format!("{} MB", bytes / 1_000_000)
+}
+
+/// The two largest units.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{} m {} s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{} h {} m", seconds / 3_600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_fits_80_columns_and_says_why_a_worker_is_down() {
+        let worker = |number: u32, state: &str, reason: Option<&str>| WorkerStatus {
+            id: format!("sales/{number}"),
+            pid: reason.is_none().then_some(4_194_300),
+            state: state.to_owned(),
+            reason: reason.map(str::to_owned),
+            generation: 1,
+            clients: 12_345,
+            connections: 99_999,
+            requests: 0,
+            restarts: 3,
+            memory_bytes: Some(138_000_000),
+            address: None,
+            started_at: Some(1_000),
+        };
+        let status = Status {
+            version: "0.1.0".into(),
+            pid: 1,
+            uptime_seconds: 90_061,
+            kernel_path: crate::admin::report::KernelPathStatus { active: true, reason: None, interfaces: vec![] },
+            apps: vec![AppStatus {
+                name: "sales".into(),
+                listen: vec!["0.0.0.0:8080".into(), "[::]:8080".into()],
+                affinity: "ip".into(),
+                path: "kernel".into(),
+                state: "ready".into(),
+                clients: 2,
+                connections: 3,
+                promoted_addresses: 0,
+                queued: 0,
+                workers: vec![worker(0, "ready", None), worker(1, "failed", Some("exited with status 1"))],
+            }],
+            counters: std::collections::BTreeMap::new(),
+        };
+        let text = render(&status, 4_661);
+        assert!(text.contains("up 1 d 1 h"), "{text}");
+        assert!(text.contains("\n    exited with status 1\n"), "{text}");
+        assert!(text.contains("1 h 1 m"), "{text}");
+        let widest = text.lines().map(|line| line.chars().count()).max();
+        assert!(widest <= Some(80), "{widest:?} columns:\n{text}");
+    }
+}

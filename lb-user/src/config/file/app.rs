@@ -1,0 +1,251 @@
+//! One `[[app]]`, and what must hold between apps.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::unistd::User;
+use toml::de::DeValue;
+
+use super::command;
+use super::listen::{self, Taken};
+use super::reader::{Given, Table, not_supported, shown};
+use super::value;
+use super::{NOT_YET_APP, NOT_YET_CLIENT, NOT_YET_HEALTH, NOT_YET_TIMEOUTS, NOT_YET_WORKERS};
+use crate::config::{Affinity, App, ClientPrefix, Cookie, Health, Secure, Timeouts, Workers};
+
+const KNOWN: &[&str] = &[
+    "name",
+    "listen",
+    "affinity",
+    "command",
+    "directory",
+    "user",
+    "env",
+    "workers",
+    "timeouts",
+    "health",
+    "client",
+    "cookie",
+];
+
+const WORKERS_MAX: u32 = 1024;
+const DEFAULT_WORKERS: Workers = Workers { min: 1, max: 4 };
+
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const START_MIN: Duration = Duration::from_millis(100);
+const DRAIN_MAX: Duration = DAY.saturating_mul(7);
+const AFFINITY_MAX: Duration = DAY.saturating_mul(30);
+const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
+    start: Duration::from_secs(60),
+    drain: Duration::from_secs(10 * 60),
+    affinity: Duration::from_secs(3 * 60 * 60),
+};
+const DEFAULT_CLIENT: ClientPrefix = ClientPrefix { ipv4: 32, ipv6: 64 };
+const DEFAULT_COOKIE_NAME: &str = "homing";
+
+/// The apps read so far, and what they have taken.
+pub(super) struct Apps<'b> {
+    base: &'b Path,
+    apps: Vec<App>,
+    names: Vec<String>,
+    taken: Vec<Taken>,
+}
+
+impl<'b> Apps<'b> {
+    pub(super) fn new(base: &'b Path) -> Self {
+        Apps { base, apps: Vec::new(), names: Vec::new(), taken: Vec::new() }
+    }
+
+    pub(super) fn finish(self) -> Vec<App> {
+        self.apps
+    }
+
+    /// Reads one more. Wrong values are complained of and replaced by defaults, so that everything else is seen too.
+    pub(super) fn read(&mut self, table: &Table<'_>) {
+        table.know(KNOWN, NOT_YET_APP);
+        let name = self.name(table);
+        let listen = self.listen(table, &name);
+        let directory = directory(table, self.base);
+        let env = table.table("env").map(|table| command::env(&table)).unwrap_or_default();
+        let command = command::command(table, directory.as_deref(), &env);
+        let app = App {
+            listen,
+            affinity: affinity(table),
+            command,
+            directory: directory.unwrap_or_else(|| self.base.to_owned()),
+            user: table.parsed("user", user).map(|given| given.value),
+            env,
+            workers: table.table("workers").map_or(DEFAULT_WORKERS, |table| workers(&table)),
+            timeouts: table.table("timeouts").map_or(DEFAULT_TIMEOUTS, |table| timeouts(&table)),
+            health: health(table),
+            client: table.table("client").map_or(DEFAULT_CLIENT, |table| client(&table)),
+            cookie: cookie(table),
+            name,
+        };
+        self.apps.push(app);
+    }
+
+    fn name(&mut self, table: &Table<'_>) -> String {
+        if !table.has("name") {
+            table.absent("[[app]] has no `name`; add one, such as name = \"sales\"");
+        }
+        let Some(Given { value: name, span }) = table.parsed("name", value::name) else { return String::new() };
+        if self.names.contains(&name) {
+            table.wrong(span, format!("there are two apps named `{name}`; rename one"));
+        }
+        self.names.push(name.clone());
+        name
+    }
+
+    fn listen(&mut self, table: &Table<'_>, app: &str) -> Vec<SocketAddr> {
+        const EXAMPLE: &str = "[\"0.0.0.0:8080\"]";
+        if !table.has("listen") {
+            table.absent(format!("[[app]] has no `listen`; add the addresses for clients, such as listen = {EXAMPLE}"));
+        }
+        let mut addresses = Vec::new();
+        for Given { value: text, span } in table.strings("listen", EXAMPLE).unwrap_or_default() {
+            let address = match listen::address(text) {
+                Ok(address) => address,
+                Err(message) => {
+                    table.wrong(span, message);
+                    continue;
+                }
+            };
+            let new = Taken { address, app: app.to_owned() };
+            if let Some(message) = listen::conflict(&new, &self.taken) {
+                table.wrong(span, message);
+            }
+            self.taken.push(new);
+            addresses.push(address);
+        }
+        addresses
+    }
+}
+
+fn affinity(table: &Table<'_>) -> Affinity {
+    let parse = |text: &str| match text {
+        "auto" => Err(format!("\"auto\" is {}; choose \"ip\" or \"cookie\", or remove the line", not_supported())),
+        _ => value::choice(text, &[("ip", Affinity::Ip), ("cookie", Affinity::Cookie)]),
+    };
+    table.parsed("affinity", parse).map_or(Affinity::Ip, |given| given.value)
+}
+
+/// `None` when it is given and wrong: then what is relative to it cannot be looked at.
+fn directory(table: &Table<'_>, base: &Path) -> Option<PathBuf> {
+    if !table.has("directory") {
+        return Some(base.to_owned());
+    }
+    let parse = |text: &str| {
+        let path = value::path(text, base)?;
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => Ok(path),
+            Ok(_) => Err(format!("`{}` is not a directory; correct it", shown(&path.to_string_lossy()))),
+            Err(error) => Err(format!(
+                "`{}` cannot be used: {error}; create it, or correct the path",
+                shown(&path.to_string_lossy())
+            )),
+        }
+    };
+    table.parsed("directory", parse).map(|given| given.value)
+}
+
+fn user(name: &str) -> Result<String, String> {
+    if name.is_empty() || name.contains('\0') {
+        return Err("must be the name of a user".to_owned());
+    }
+    match User::from_name(name) {
+        Ok(None) => Err(format!("`{}` is not on this machine; create that user, or correct the name", shown(name))),
+        // When the user database cannot be asked, starting the worker will tell.
+        Ok(Some(_)) | Err(_) => Ok(name.to_owned()),
+    }
+}
+
+fn workers(table: &Table<'_>) -> Workers {
+    table.know(&["min", "max"], NOT_YET_WORKERS);
+    let min = table.number("min", 0, WORKERS_MAX);
+    let max = table.number("max", 1, WORKERS_MAX);
+    let workers = Workers {
+        min: min.as_ref().map_or(DEFAULT_WORKERS.min, |given| given.value),
+        max: max.as_ref().map_or(DEFAULT_WORKERS.max, |given| given.value),
+    };
+    if workers.min > workers.max {
+        let Workers { min: low, max: high } = workers;
+        match (min, max) {
+            (_, Some(max)) => {
+                table.wrong(max.span, format!("`max` is {high}, below `min`, {low}; raise one or lower the other"));
+            }
+            (Some(min), None) if !table.has("max") => {
+                table.wrong(
+                    min.span,
+                    format!("`min` is {low}, above `max`, which is {high} unless given; add max = {low} or more"),
+                );
+            }
+            // A `max` that is itself wrong has been complained of.
+            _ => {}
+        }
+    }
+    workers
+}
+
+fn timeouts(table: &Table<'_>) -> Timeouts {
+    table.know(&["start", "drain", "affinity"], NOT_YET_TIMEOUTS);
+    let read = |key: &str, min: Duration, max: Duration, default: Duration| {
+        if let Some(DeValue::Integer(digits)) = table.value(key).map(|value| value.get_ref()) {
+            let span = table.value(key).map_or(0..0, |value| value.span());
+            table.wrong(span, format!("`{key}` needs a unit; write \"{digits}s\" for seconds (or ms, m, h, d)"));
+            return default;
+        }
+        table.parsed(key, |text| value::duration(text, min, max)).map_or(default, |given| given.value)
+    };
+    Timeouts {
+        start: read("start", START_MIN, DAY, DEFAULT_TIMEOUTS.start),
+        drain: read("drain", Duration::ZERO, DRAIN_MAX, DEFAULT_TIMEOUTS.drain),
+        affinity: read("affinity", SECOND, AFFINITY_MAX, DEFAULT_TIMEOUTS.affinity),
+    }
+}
+
+fn health(app: &Table<'_>) -> Health {
+    let path = app.table("health").and_then(|table| {
+        table.know(&["path"], NOT_YET_HEALTH);
+        table.parsed("path", value::health_path)
+    });
+    Health { path: path.map(|given| given.value) }
+}
+
+fn client(table: &Table<'_>) -> ClientPrefix {
+    table.know(&["ipv4_prefix", "ipv6_prefix"], NOT_YET_CLIENT);
+    let read = |key: &str, max: u8, default: u8| {
+        let given = table.number(key, 0, u32::from(max)).map(|given| given.value);
+        given.and_then(|number| u8::try_from(number).ok()).unwrap_or(default)
+    };
+    ClientPrefix {
+        ipv4: read("ipv4_prefix", 32, DEFAULT_CLIENT.ipv4),
+        ipv6: read("ipv6_prefix", 128, DEFAULT_CLIENT.ipv6),
+    }
+}
+
+fn cookie(app: &Table<'_>) -> Cookie {
+    let default = Cookie { name: DEFAULT_COOKIE_NAME.to_owned(), secure: Secure::Auto };
+    let Some(table) = app.table("cookie") else { return default };
+    table.know(&["name", "secure"], &[]);
+    let secure = table.parsed("secure", |text| {
+        value::choice(text, &[("auto", Secure::Auto), ("always", Secure::Always), ("never", Secure::Never)])
+    });
+    let secure = secure.map_or(default.secure, |given| given.value);
+    let Some(name) = table.parsed("name", value::cookie_name) else { return Cookie { secure, ..default } };
+    let prefix = ["__Host-", "__Secure-"]
+        .into_iter()
+        .find(|prefix| name.value.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix)));
+    if let Some(prefix) = prefix.filter(|_| secure != Secure::Always) {
+        table.wrong(
+            name.span,
+            format!(
+                "browsers keep a cookie named `{prefix}…` only when it is secure; add secure = \"always\", or rename it"
+            ),
+        );
+    }
+    Cookie { name: name.value, secure }
+}

@@ -1,0 +1,83 @@
+//! The `[homing]` table.
+
+use std::path::{Path, PathBuf};
+
+use super::NOT_YET_HOMING;
+use super::reader::{Table, shown};
+use super::value;
+use crate::config::{Homing, KernelPath};
+
+/// A unix socket's address has room for this many bytes (unix(7): 108 with the NUL).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// IFNAMSIZ, less the NUL.
+const INTERFACE_BYTES_MAX: usize = 15;
+
+const KNOWN: &[&str] = &["control_socket", "state_dir", "log_dir", "pin_dir", "kernel_path", "interfaces"];
+
+/// The table, or the defaults; nothing where a value that is given is wrong.
+pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
+    if let Some(table) = table {
+        table.know(KNOWN, NOT_YET_HOMING);
+    }
+    let path = |key: &str, default: &str| match table.filter(|table| table.has(key)) {
+        Some(table) => table.parsed(key, |text| value::path(text, base)).map(|given| given.value),
+        None => Some(PathBuf::from(default)),
+    };
+    let kernel_path = match table.filter(|table| table.has("kernel_path")) {
+        Some(table) => table.parsed("kernel_path", kernel_path).map(|given| given.value),
+        None => Some(KernelPath::Preferred),
+    };
+    let control_socket = path("control_socket", "/run/homing/control.sock");
+    if let (Some(table), Some(socket)) = (table, &control_socket) {
+        check_socket(table, socket);
+    }
+    // All are read before any is missed, so that every complaint is made.
+    let (state_dir, log_dir) = (path("state_dir", "/var/lib/homing"), path("log_dir", "/var/log/homing"));
+    let pin_dir = path("pin_dir", "/sys/fs/bpf/homing");
+    let interfaces = table.map(interfaces).unwrap_or_default();
+    Some(Homing {
+        control_socket: control_socket?,
+        state_dir: state_dir?,
+        log_dir: log_dir?,
+        pin_dir: pin_dir?,
+        kernel_path: kernel_path?,
+        interfaces,
+    })
+}
+
+fn kernel_path(text: &str) -> Result<KernelPath, String> {
+    value::choice(
+        text,
+        &[("required", KernelPath::Required), ("preferred", KernelPath::Preferred), ("off", KernelPath::Off)],
+    )
+}
+
+fn check_socket(table: &Table<'_>, socket: &Path) {
+    let bytes = socket.as_os_str().len();
+    if let Some(given) = table.value("control_socket").filter(|_| bytes > SOCKET_PATH_BYTES_MAX) {
+        table.wrong(
+            given.span(),
+            format!(
+                "`control_socket` is {bytes} bytes long with its directory, and a unix socket's path has at most \
+                 {SOCKET_PATH_BYTES_MAX}; choose a shorter one"
+            ),
+        );
+    }
+}
+
+fn interfaces(table: &Table<'_>) -> Vec<String> {
+    let mut names = Vec::new();
+    for given in table.strings("interfaces", "[\"eth0\"]").unwrap_or_default() {
+        let name = given.value;
+        let is_name = (1..=INTERFACE_BYTES_MAX).contains(&name.len())
+            && !name.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/' || c == ':');
+        if !is_name {
+            table.wrong(given.span, format!("`{}` cannot be the name of an interface; see `ip link`", shown(name)));
+        } else if names.iter().any(|other| other == name) {
+            table.wrong(given.span, format!("`{name}` is given twice; remove one"));
+        } else {
+            names.push(name.to_owned());
+        }
+    }
+    names
+}

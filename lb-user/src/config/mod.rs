@@ -1,0 +1,120 @@
+//! The configuration, resolved: every default filled in, every value checked. What is given in the file, with its
+//! lines and columns, is `file`'s business; nothing past this module sees TOML.
+
+mod errors;
+pub mod file;
+mod location;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use errors::{Errors, Problem};
+
+/// A whole configuration file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub homing: Homing,
+    /// In the order of the file; names are unique.
+    pub apps: Vec<App>,
+}
+
+/// The `[homing]` table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Homing {
+    pub control_socket: PathBuf,
+    pub state_dir: PathBuf,
+    pub log_dir: PathBuf,
+    /// Where programs, maps and links are pinned: a directory on a BPF file system.
+    pub pin_dir: PathBuf,
+    pub kernel_path: KernelPath,
+    /// Interfaces for XDP; empty: those that carry the listen addresses.
+    pub interfaces: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelPath {
+    /// Refuse to start without it.
+    Required,
+    /// Use it where the machine can, else say once why not and serve on the HTTP path.
+    Preferred,
+    Off,
+}
+
+/// One `[[app]]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct App {
+    pub name: String,
+    /// One or more; unique over all apps.
+    pub listen: Vec<SocketAddr>,
+    pub affinity: Affinity,
+    /// Program and arguments; `{port}` stands for the worker's port.
+    pub command: Vec<String>,
+    /// Working directory of the workers, absolute.
+    pub directory: PathBuf,
+    pub user: Option<String>,
+    pub env: BTreeMap<String, String>,
+    pub workers: Workers,
+    pub timeouts: Timeouts,
+    pub health: Health,
+    pub client: ClientPrefix,
+    pub cookie: Cookie,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Affinity {
+    /// By client address, in the kernel.
+    Ip,
+    /// By cookie, on the HTTP path.
+    Cookie,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Workers {
+    /// 0: start on demand.
+    pub min: u32,
+    /// 1 to 1,024, not below `min`.
+    pub max: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From spawn to ready; requests are held this long at most.
+    pub start: Duration,
+    /// A draining worker is stopped after this, whoever is still connected.
+    pub drain: Duration,
+    /// A binding without connections is forgotten after this.
+    pub affinity: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// GET this; 2xx or 3xx is ready. Absent: a TCP connect.
+    pub path: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientPrefix {
+    /// 0 to 32.
+    pub ipv4: u8,
+    /// 0 to 128.
+    pub ipv6: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cookie {
+    pub name: String,
+    pub secure: Secure,
+}
+
+/// The `Secure` attribute of the cookie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Secure {
+    /// When the client came by TLS (today: when a trusted proxy says so; never on plain HTTP).
+    Auto,
+    Always,
+    Never,
+}

@@ -1,0 +1,237 @@
+//! Workers' processes on control's behalf: started or adopted, watched until they accept connections, and until
+//! they end.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use lb_common::abi::BackendId;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::Signal;
+use super::persist::SavedWorker;
+use crate::config;
+use crate::datapath::Listener;
+use crate::routing::Load;
+use crate::worker::{self, Process, Spec, listener, port, probe};
+
+/// Messages under way from watchers to the runner; they wait when it is busy.
+const MESSAGES_MAX: usize = 256;
+
+/// Before the worker's listening socket is looked for again.
+const FIND_AGAIN: Duration = Duration::from_millis(50);
+/// Readiness is waited for until control gives up.
+const FOREVER: Duration = Duration::from_secs(24 * 3600);
+
+/// What a watcher saw.
+pub(super) enum Message {
+    /// The worker accepts connections, on these sockets.
+    Ready {
+        backend: BackendId,
+        listeners: Vec<Listener<OwnedFd>>,
+    },
+    Exited {
+        backend: BackendId,
+        how: String,
+    },
+}
+
+/// A process that runs. Dropping it ends its watchers, not the process.
+pub(super) struct Running {
+    pub(super) process: Arc<Process>,
+    pub(super) address: SocketAddr,
+    pub(super) incarnation: u64,
+    /// Unix time, seconds.
+    pub(super) started_at: u64,
+    pub(super) load: Arc<Load>,
+    /// Found, and not enlisted yet.
+    pub(super) listeners: Vec<Listener<OwnedFd>>,
+    /// Address families that its listening sockets take: IPv4, IPv6.
+    pub(super) families: (bool, bool),
+    watchers: [AbortHandle; 2],
+}
+
+impl Running {
+    pub(super) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    pub(super) fn signal(&self, signal: Signal) {
+        let signal = match signal {
+            Signal::Terminate => worker::Signal::TERM,
+            Signal::Kill => worker::Signal::KILL,
+        };
+        kill_tree(&self.process, signal);
+    }
+
+    pub(super) fn saved(&self, app: &config::App, number: u32, backend: BackendId) -> SavedWorker {
+        SavedWorker {
+            app: app.name.clone(),
+            number,
+            backend: backend.0,
+            pid: self.pid(),
+            start_time: self.process.start_time(),
+            port: self.address.port(),
+            incarnation: self.incarnation,
+            started_at: self.started_at,
+            command: app.command.clone(),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.watchers.iter().for_each(AbortHandle::abort);
+    }
+}
+
+pub(super) struct Launcher {
+    log_dir: PathBuf,
+    /// Whether listening sockets are wanted for the kernel path.
+    find_listeners: bool,
+    messages: mpsc::Sender<Message>,
+}
+
+impl Launcher {
+    pub(super) fn new(homing: &config::Homing, find_listeners: bool) -> (Self, mpsc::Receiver<Message>) {
+        let (messages, receiver) = mpsc::channel(MESSAGES_MAX);
+        (Self { log_dir: homing.log_dir.clone(), find_listeners, messages }, receiver)
+    }
+
+    /// Starts a worker and its watchers.
+    ///
+    /// # Errors
+    /// Why it could not be started, as a phrase after "worker N".
+    pub(super) fn spawn(
+        &self,
+        app: &config::App,
+        number: u32,
+        backend: BackendId,
+        ports_taken: &BTreeSet<u16>,
+    ) -> Result<Running, String> {
+        let port = port::pick(ports_taken).map_err(|error| format!("could not be given a port: {error}"))?;
+        let spec = Spec {
+            app: app.name.clone(),
+            number,
+            command: app.command.clone(),
+            directory: app.directory.clone(),
+            user: app.user.clone(),
+            env: app.env.clone(),
+            port,
+            log: self.log_dir.join(format!("{}-{number}.log", app.name)),
+        };
+        let spawned = worker::spawn(&spec).map_err(|error| format!("could not be started: {error}"))?;
+        let mut incarnation = [0; 8];
+        getrandom::fill(&mut incarnation).map_err(|error| format!("could not be named: {error}"))?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let process = Process::new(spawned).map_err(|error| format!("could not be watched: {error}"))?;
+        let process = Arc::new(process);
+        let watchers = [
+            self.watch_exit(backend, Arc::clone(&process)),
+            self.watch_readiness(backend, Arc::clone(&process), address, app.health.clone()),
+        ];
+        let started_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let incarnation = u64::from_ne_bytes(incarnation);
+        Ok(Running {
+            process,
+            address,
+            incarnation,
+            started_at,
+            load: Arc::default(),
+            listeners: Vec::new(),
+            families: (false, false),
+            watchers,
+        })
+    }
+
+    /// Takes over a worker of an earlier run, if it still is that process and accepts connections. One that is
+    /// not `wanted` any more is ended.
+    pub(super) fn adopt(&self, saved: &SavedWorker, backend: BackendId, wanted: bool) -> Option<Running> {
+        let process = Arc::new(Process::adopt(saved.pid, saved.start_time).ok().flatten()?);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, saved.port));
+        let listeners = find(&process, saved.port).unwrap_or_default();
+        let is_listening =
+            if self.find_listeners { !listeners.is_empty() } else { std::net::TcpStream::connect(address).is_ok() };
+        if !wanted || !is_listening {
+            kill_tree(&process, worker::Signal::KILL);
+            return None;
+        }
+        let exit = self.watch_exit(backend, Arc::clone(&process));
+        Some(Running {
+            process,
+            address,
+            incarnation: saved.incarnation,
+            started_at: saved.started_at,
+            load: Arc::default(),
+            listeners,
+            families: (false, false),
+            watchers: [exit.clone(), exit],
+        })
+    }
+
+    fn watch_exit(&self, backend: BackendId, process: Arc<Process>) -> AbortHandle {
+        let messages = self.messages.clone();
+        let watcher = tokio::spawn(async move {
+            let how = process.exited().await.to_string();
+            // What the worker started goes with it; nobody else would end it.
+            kill_tree(&process, worker::Signal::KILL);
+            let _ = messages.send(Message::Exited { backend, how }).await;
+        });
+        watcher.abort_handle()
+    }
+
+    fn watch_readiness(
+        &self,
+        backend: BackendId,
+        process: Arc<Process>,
+        address: SocketAddr,
+        health: config::Health,
+    ) -> AbortHandle {
+        let messages = self.messages.clone();
+        let find_listeners = self.find_listeners;
+        let watcher = tokio::spawn(async move {
+            let listeners = loop {
+                // Control's own deadline ends this task.
+                if probe::ready(address, &health, FOREVER).await.is_err() {
+                    continue;
+                }
+                if !find_listeners {
+                    break Vec::new();
+                }
+                // Somebody else's listener on that port does not make the worker ready.
+                match find(&process, address.port()) {
+                    Some(listeners) if listeners.is_empty() => tokio::time::sleep(FIND_AGAIN).await,
+                    Some(listeners) => break listeners,
+                    None => break Vec::new(),
+                }
+            };
+            let _ = messages.send(Message::Ready { backend, listeners }).await;
+        });
+        watcher.abort_handle()
+    }
+}
+
+fn kill_tree(process: &Process, signal: worker::Signal) {
+    if let Err(error) = process.kill_tree(signal) {
+        tracing::warn!(pid = process.pid(), ?signal, %error, "a worker could not be signalled");
+    }
+}
+
+fn find(process: &Process, port: u16) -> Option<Vec<Listener<OwnedFd>>> {
+    match listener::find(process, port) {
+        Ok(found) => Some(
+            found
+                .into_iter()
+                .map(|found| Listener { v4: found.takes_ipv4(), v6: found.takes_ipv6(), socket: found.fd })
+                .collect(),
+        ),
+        Err(error) => {
+            tracing::warn!(pid = process.pid(), port, %error, "no kernel path to this worker");
+            None
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! What the control socket answers, read off the state.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::atomic::Ordering;
+
+use lb_common::abi::{BackendId, Binding, BindingKey};
+use lb_common::addr::Addr;
+use lb_common::affinity::{self, Choice};
+
+use super::runner::{Kernel, Runner};
+use crate::admin::report::{AppStatus, BindingReport, InterfaceStatus, KernelPathStatus, Status, Trace, WorkerStatus};
+use crate::config::Affinity;
+use crate::datapath::Mode;
+
+pub(super) fn kernel_status(kernel: &Kernel) -> KernelPathStatus {
+    match kernel {
+        Kernel::Off { reason } => {
+            KernelPathStatus { active: false, reason: Some(reason.clone()), interfaces: Vec::new() }
+        }
+        Kernel::On(datapath) => KernelPathStatus {
+            active: true,
+            reason: None,
+            interfaces: datapath
+                .attached()
+                .iter()
+                .map(|attached| InterfaceStatus {
+                    name: attached.name.clone(),
+                    mode: match attached.mode {
+                        Mode::Native => "native",
+                        Mode::Generic => "generic",
+                        Mode::None => "none",
+                    }
+                    .to_owned(),
+                    reason: attached.reason.clone(),
+                })
+                .collect(),
+        },
+    }
+}
+
+impl Runner {
+    pub(super) fn status(&mut self) -> Status {
+        let clients = self.clients();
+        let mut counters: BTreeMap<String, u64> = BTreeMap::new();
+        if let Some(Ok(kernel)) = self.kernel.datapath().map(|datapath| datapath.counters()) {
+            counters.extend(kernel.into_iter().map(|(name, value)| (name.to_owned(), value)));
+        }
+        counters.extend(self.proxy.counters().iter().map(|(counter, value)| (counter.name().to_owned(), value)));
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            kernel_path: self.kernel_status.clone(),
+            apps: (0..self.state.apps.len()).map(|app| self.app_status(app, &clients)).collect(),
+            counters,
+        }
+    }
+
+    /// Clients bound to each live backend.
+    fn clients(&self) -> HashMap<BackendId, u64> {
+        let now_s = self.bindings.now_s();
+        let mut clients = HashMap::new();
+        for (key, binding) in self.bindings.all() {
+            let service = self.fixed.get(key.app as usize).map(|fixed| fixed.service);
+            if service.is_some_and(|service| affinity::is_fresh(&service, &binding, now_s)) {
+                *clients.entry(binding.backend).or_default() += 1;
+            }
+        }
+        clients
+    }
+
+    fn app_status(&mut self, app: usize, clients: &HashMap<BackendId, u64>) -> AppStatus {
+        let workers: Vec<WorkerStatus> = (0..self.state.apps[app].workers.len())
+            .map(|number| self.worker_status(app, number, clients))
+            .filter(|worker| worker.state != "stopped" || worker.restarts > 0)
+            .collect();
+        let config = &self.config.apps[app];
+        AppStatus {
+            name: config.name.clone(),
+            listen: config.listen.iter().map(ToString::to_string).collect(),
+            affinity: match config.affinity {
+                Affinity::Ip => "ip",
+                Affinity::Cookie => "cookie",
+            }
+            .to_owned(),
+            path: if self.kernel_status.active && config.affinity == Affinity::Ip { "kernel" } else { "http" }
+                .to_owned(),
+            state: self.app_state(app, &workers).to_owned(),
+            clients: workers.iter().map(|worker| worker.clients).sum(),
+            connections: workers.iter().map(|worker| worker.connections).sum(),
+            promoted_addresses: 0,
+            queued: self.proxy.held(app as u32) as u64,
+            workers,
+        }
+    }
+
+    fn app_state(&self, app: usize, workers: &[WorkerStatus]) -> &'static str {
+        if self.state.stopping {
+            "stopping"
+        } else if workers.iter().any(|worker| worker.state == "ready") {
+            "ready"
+        } else if self.state.apps[app].failure().is_some() {
+            "failed"
+        } else if workers.iter().any(|worker| worker.state == "starting" || worker.state == "backoff") {
+            "starting"
+        } else {
+            "idle"
+        }
+    }
+
+    fn worker_status(&mut self, app: usize, number: usize, clients: &HashMap<BackendId, u64>) -> WorkerStatus {
+        let worker = self.state.apps[app].workers[number].clone();
+        let running = self.running.get(&worker.backend);
+        let (pid, memory, address, started_at, requests) = running.map_or((None, None, None, None, 0), |running| {
+            (
+                Some(running.pid()),
+                Some(running.process.memory_bytes()),
+                Some(running.address.to_string()),
+                Some(running.started_at),
+                running.load.requests.load(Ordering::Relaxed),
+            )
+        });
+        let assigned = running.map_or(0, |running| running.load.assigned.load(Ordering::Relaxed));
+        let bound = clients.get(&worker.backend).copied().unwrap_or(0);
+        WorkerStatus {
+            id: format!("{}/{number}", self.config.apps[app].name),
+            pid,
+            state: worker.state_name().to_owned(),
+            reason: worker.reason().map(str::to_owned),
+            generation: worker.backend.generation(),
+            clients: if self.config.apps[app].affinity == Affinity::Cookie { assigned } else { bound },
+            connections: self.connections(worker.backend),
+            requests,
+            restarts: worker.restarts,
+            memory_bytes: memory,
+            address,
+            started_at,
+        }
+    }
+
+    /// Where this address goes now, decided by the datapath's own function over the tables of this moment.
+    pub(super) fn trace(&mut self, name: &str, address: IpAddr) -> Result<Trace, String> {
+        let Some(app) = self.config.apps.iter().position(|app| app.name == name) else {
+            let names: Vec<&str> = self.config.apps.iter().map(|app| app.name.as_str()).collect();
+            return Err(format!("no app is called {name:?}; there are: {}", names.join(", ")));
+        };
+        let route = std::sync::Arc::clone(&self.snapshot().apps[app]);
+        let service = self.fixed[app].service;
+        let client = affinity::client_of(&service, Addr::from(address));
+        let slot_number = affinity::slot_of(&service, client);
+        let slot = route.ring[slot_number as usize];
+        let key = BindingKey { client, app: app as u32, reserved: 0 };
+        let binding = self.bindings.get(&key);
+        let by_cookie = self.config.apps[app].affinity == Affinity::Cookie;
+        let choice = if by_cookie { Choice::HttpOnly } else { route.choose(&*self.bindings, address) };
+        let worker = choice.backend().and_then(|backend| self.id(backend));
+        let takes_family = choice.backend().and_then(|backend| self.running.get(&backend)).is_some_and(|running| {
+            let (v4, v6) = running.families;
+            if Addr::from(address).is_v4() { v4 } else { v6 }
+        });
+        let by_kernel = self.kernel_status.active && takes_family;
+        let prefix = prefix(&self.config.apps[app].client, client);
+        let mut steps = vec![format!("client: {address} counts as {prefix}")];
+        let mut would_change = Vec::new();
+        if by_cookie {
+            steps.push("affinity is by cookie: the HTTP path decides, an address does not".to_owned());
+            would_change.push("affinity = \"ip\" in the app's configuration".to_owned());
+        } else {
+            let owner = self.id(slot.current).unwrap_or_else(|| "nobody".to_owned());
+            steps.push(format!("ring: slot {slot_number} of {}, owned by {owner}", route.ring.len()));
+            if slot.previous.is_none() {
+                steps.push("the slot is stable: bindings are not asked".to_owned());
+            } else {
+                steps.push("the slot is in transition: a live binding goes before the ring".to_owned());
+            }
+            steps.push(match &binding {
+                Some(binding) => self.binding_in_words(binding),
+                None => "binding: none".to_owned(),
+            });
+            steps.push(self.delivery(choice, by_kernel, worker.as_deref()));
+            would_change.push(match choice {
+                Choice::Bound(_) => {
+                    "the bound worker ends, or the client stays away beyond timeouts.affinity".to_owned()
+                }
+                Choice::Ring(_) => "the worker ends or is drained; the client then keeps its next worker".to_owned(),
+                Choice::NoWorker | Choice::HttpOnly => "a worker becomes ready".to_owned(),
+            });
+            if !by_kernel && choice.backend().is_some() {
+                would_change.push(if self.kernel_status.active {
+                    "a worker that listens on this address family too goes by the kernel path".to_owned()
+                } else {
+                    format!("the kernel path: {}", self.kernel_status.reason.as_deref().unwrap_or("off"))
+                });
+            }
+        }
+        Ok(Trace {
+            app: name.to_owned(),
+            address,
+            client: prefix,
+            path: if by_kernel { "kernel" } else { "http" }.to_owned(),
+            rule: match choice {
+                Choice::Ring(_) => "ring",
+                Choice::Bound(_) => "bound",
+                Choice::HttpOnly => "cookie",
+                Choice::NoWorker => "no_worker",
+            }
+            .to_owned(),
+            worker,
+            slot: (!by_cookie).then_some(slot_number),
+            ring_len: route.ring.len() as u32,
+            in_transition: !slot.previous.is_none(),
+            binding: binding.map(|binding| BindingReport {
+                worker: self.id(binding.backend),
+                connections: binding.connections,
+                seen_seconds_ago: self.bindings.now_s().wrapping_sub(binding.seen_s),
+                live: route.worker(binding.backend).is_some(),
+            }),
+            steps,
+            would_change,
+        })
+    }
+
+    fn binding_in_words(&self, binding: &Binding) -> String {
+        let ago = self.bindings.now_s().wrapping_sub(binding.seen_s);
+        match self.id(binding.backend) {
+            Some(worker) => format!("binding: {worker}, {} connections, last seen {ago} s ago", binding.connections),
+            None => format!("binding: a worker that is gone, last seen {ago} s ago; it does not count"),
+        }
+    }
+
+    fn delivery(&self, choice: Choice, by_kernel: bool, worker: Option<&str>) -> String {
+        match (choice.backend(), by_kernel) {
+            (Some(_), true) => {
+                format!("delivery: the kernel hands the connection to {}", worker.unwrap_or("the worker"))
+            }
+            (Some(_), false) if self.kernel_status.active => format!(
+                "delivery: {} does not listen on this address family, so the HTTP path forwards to it",
+                worker.unwrap_or("the worker")
+            ),
+            (Some(_), false) => format!("delivery: the HTTP path forwards to {}", worker.unwrap_or("the worker")),
+            (None, _) => "delivery: the HTTP path holds the request until a worker is ready".to_owned(),
+        }
+    }
+
+    /// APP/N of the worker whose process this is.
+    fn id(&self, backend: BackendId) -> Option<String> {
+        let (app, worker) = self.state.worker(backend)?;
+        Some(format!("{}/{}", self.config.apps[app].name, worker.number))
+    }
+}
+
+fn prefix(config: &crate::config::ClientPrefix, client: Addr) -> String {
+    let bits = if client.is_v4() { config.ipv4 } else { config.ipv6 };
+    format!("{}/{bits}", IpAddr::from(client))
+}

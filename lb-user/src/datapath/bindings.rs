@@ -1,0 +1,60 @@
+//! The kernel's binding table, as the HTTP path and control use it.
+
+use std::sync::Mutex;
+
+use aya::maps::{HashMap, MapData};
+use lb_common::abi::{BackendId, Binding, BindingKey};
+
+use super::pod::Wire;
+use crate::bindings::monotonic_s;
+use crate::routing::Bindings;
+
+/// A binding is rewritten for its time stamp alone only when that is older than this, in seconds: the kernel may be
+/// counting a connection of it at the same moment.
+const REFRESH_S: u32 = 30;
+
+pub struct KernelBindings {
+    map: Mutex<HashMap<MapData, Wire<BindingKey>, Wire<Binding>>>,
+}
+
+impl KernelBindings {
+    pub(super) fn new(map: HashMap<MapData, Wire<BindingKey>, Wire<Binding>>) -> Self {
+        Self { map: Mutex::new(map) }
+    }
+
+    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<MapData, Wire<BindingKey>, Wire<Binding>>> {
+        self.map.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Bindings for KernelBindings {
+    fn get(&self, key: &BindingKey) -> Option<Binding> {
+        self.map().get(&Wire(*key), 0).ok().map(|binding| binding.0)
+    }
+
+    fn bind(&self, key: &BindingKey, backend: BackendId) {
+        let now_s = self.now_s();
+        let mut map = self.map();
+        let connections = match map.get(&Wire(*key), 0) {
+            Ok(Wire(binding)) if binding.backend == backend => {
+                if binding.connections > 0 || now_s.wrapping_sub(binding.seen_s) < REFRESH_S {
+                    return;
+                }
+                binding.connections
+            }
+            _ => 0,
+        };
+        let binding = Binding { backend, connections, seen_s: now_s, reserved: 0 };
+        if let Err(error) = map.insert(Wire(*key), Wire(binding), 0) {
+            tracing::warn!(%error, "a client's binding could not be written; a ring change may move it");
+        }
+    }
+
+    fn all(&self) -> Vec<(BindingKey, Binding)> {
+        self.map().iter().filter_map(|entry| entry.ok().map(|(key, binding)| (key.0, binding.0))).collect()
+    }
+
+    fn now_s(&self) -> u32 {
+        monotonic_s()
+    }
+}

@@ -1,0 +1,257 @@
+//! The kernel path as user space holds it: programs loaded, attached and pinned; maps filled and read.
+//!
+//! It decides nothing: control says what to publish. It knows neither workers' processes nor requests.
+
+mod attach;
+mod bindings;
+mod interfaces;
+mod pin;
+pub mod pod;
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aya::Ebpf;
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash};
+use lb_common::abi::{BackendId, Counter, FAMILY_V4, FAMILY_V6, Live, Owner, Service, ServiceKey, Slot, SocketKey};
+
+pub use attach::{Attached, Mode};
+pub use bindings::KernelBindings;
+pub use interfaces::carrying;
+pub use pin::detach;
+
+use pod::Wire;
+
+/// The programs and maps, built by this crate's build script.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("HOMING_EBPF_OBJECT"));
+
+/// All pinned maps. OWNERS too: connections accepted before a restart carry its values.
+const MAPS: [&str; 9] = ["META", "SERVICES", "RINGS", "BACKENDS", "SOCKETS", "BINDINGS", "LIVE", "COUNTERS", "OWNERS"];
+
+/// `BPF_F_INNER_MAP` (Linux 5.10): inner maps of one array of maps may differ in length.
+const BPF_F_INNER_MAP: u32 = 1 << 12;
+
+/// Why the kernel path cannot be used, and what would grant it.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    #[error("{0}")]
+    Pins(#[from] pin::PinError),
+    #[error(
+        "the kernel refused the eBPF programs: {0}; homing needs Linux 5.11 or later with BTF (/sys/kernel/btf/vmlinux) \
+         and root, or CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN"
+    )]
+    Load(String),
+    #[error("the kernel did not attach {program}: {error}")]
+    Attach { program: &'static str, error: String },
+}
+
+/// A map operation that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("map {map}: {source}")]
+pub struct TableError {
+    map: &'static str,
+    source: MapError,
+}
+
+trait InMap<T> {
+    fn in_map(self, map: &'static str) -> Result<T, TableError>;
+}
+
+impl<T, E: Into<MapError>> InMap<T> for Result<T, E> {
+    fn in_map(self, map: &'static str) -> Result<T, TableError> {
+        self.map_err(|source| TableError { map, source: source.into() })
+    }
+}
+
+/// One listening socket of a worker, and the families it takes.
+pub struct Listener<Fd> {
+    pub socket: Fd,
+    pub v4: bool,
+    pub v6: bool,
+}
+
+/// The loaded, attached and pinned kernel path.
+pub struct Datapath {
+    pin_dir: PathBuf,
+    attached: Vec<Attached>,
+    services: HashMap<MapData, Wire<ServiceKey>, Wire<Service>>,
+    rings: ArrayOfMaps<MapData, Array<MapData, Wire<Slot>>>,
+    backends: Array<MapData, Wire<BackendId>>,
+    sockets: SockHash<MapData, Wire<SocketKey>>,
+    owners: SkStorage<MapData, Wire<Owner>>,
+    live: HashMap<MapData, Wire<BackendId>, Wire<Live>>,
+    counters: PerCpuArray<MapData, u64>,
+    bindings: Arc<KernelBindings>,
+}
+
+impl Datapath {
+    /// Loads the programs on the maps pinned in `pin_dir` (made where they are not), attaches them to this network
+    /// namespace and to `interfaces`, and pins everything: it goes on when this process is gone.
+    ///
+    /// # Errors
+    /// What is missing, and how to grant it. Nothing new stays attached.
+    pub fn open(pin_dir: &Path, interfaces: &[String]) -> Result<Self, Unavailable> {
+        pin::prepare(pin_dir)?;
+        let fresh = pin::is_empty(pin_dir);
+        let opened = Self::load(pin_dir, interfaces);
+        if opened.is_err() && fresh {
+            // Nothing half-started stays behind; the first error is the one to tell.
+            let _ = pin::detach(pin_dir);
+        }
+        opened
+    }
+
+    fn load(pin_dir: &Path, interfaces: &[String]) -> Result<Self, Unavailable> {
+        let mut ebpf = pin::load_on_pins(pin_dir, OBJECT)?;
+        let attached = attach::attach_all(&mut ebpf, pin_dir, interfaces)?;
+        let bindings = KernelBindings::new(hash_map(&mut ebpf, "BINDINGS")?);
+        Ok(Self {
+            pin_dir: pin_dir.to_owned(),
+            attached,
+            services: hash_map(&mut ebpf, "SERVICES")?,
+            rings: typed(&mut ebpf, "RINGS")?,
+            backends: typed(&mut ebpf, "BACKENDS")?,
+            sockets: typed(&mut ebpf, "SOCKETS")?,
+            owners: typed(&mut ebpf, "OWNERS")?,
+            live: hash_map(&mut ebpf, "LIVE")?,
+            counters: typed(&mut ebpf, "COUNTERS")?,
+            bindings: Arc::new(bindings),
+        })
+    }
+
+    pub fn attached(&self) -> &[Attached] {
+        &self.attached
+    }
+
+    pub fn bindings(&self) -> Arc<KernelBindings> {
+        Arc::clone(&self.bindings)
+    }
+
+    /// Makes the services exactly these: others are removed after all of these are in.
+    pub fn publish_services(
+        &mut self,
+        services: &BTreeMap<(std::net::IpAddr, u16), Service>,
+    ) -> Result<(), TableError> {
+        let keys: Vec<ServiceKey> =
+            services.keys().map(|&(address, port)| ServiceKey::tcp(address.into(), port)).collect();
+        for (key, service) in keys.iter().zip(services.values()) {
+            self.services.insert(Wire(*key), Wire(*service), 0).in_map("SERVICES")?;
+        }
+        let stale: Vec<ServiceKey> =
+            self.services.keys().filter_map(|key| Some(key.ok()?.0)).filter(|key| !keys.contains(key)).collect();
+        for key in stale {
+            self.services.remove(&Wire(key)).in_map("SERVICES")?;
+        }
+        Ok(())
+    }
+
+    /// Puts a ring in place of the app's last one, in one step.
+    pub fn publish_ring(&mut self, app: u32, ring: &[Slot]) -> Result<(), TableError> {
+        let len = u32::try_from(ring.len()).expect("a ring is at most 65,537 slots");
+        let mut next: Array<MapData, Wire<Slot>> = Array::create(len, BPF_F_INNER_MAP).in_map("RINGS")?;
+        for (index, slot) in (0..).zip(ring) {
+            next.set(index, Wire(*slot), 0).in_map("RINGS")?;
+        }
+        self.rings.set(app, &next, 0).in_map("RINGS")
+    }
+
+    /// The app's ring as the kernel has it; `None` without one.
+    pub fn ring(&self, app: u32) -> Option<Vec<Slot>> {
+        let ring = self.rings.get(&app, 0).ok()?;
+        ring.iter().map(|slot| slot.ok().map(|slot| slot.0)).collect()
+    }
+
+    /// Makes a backend live: its sockets take connections from the next lookup on. The caller drops the sockets
+    /// afterwards, or they would outlive the worker.
+    pub fn enlist<Fd: AsFd>(&mut self, backend: BackendId, listeners: &[Listener<Fd>]) -> Result<(), TableError> {
+        if self.live.get(&Wire(backend), 0).is_err() {
+            self.live.insert(Wire(backend), Wire(Live::default()), 0).in_map("LIVE")?;
+        }
+        for listener in listeners {
+            let socket = std::os::fd::AsRawFd::as_raw_fd(&listener.socket.as_fd());
+            self.owners.insert(&socket, Wire(Owner { backend, ..Owner::default() }), 0).in_map("OWNERS")?;
+            for (takes, family) in [(listener.v4, FAMILY_V4), (listener.v6, FAMILY_V6)] {
+                if takes {
+                    self.sockets.insert(Wire(SocketKey { backend, family }), socket, 0).in_map("SOCKETS")?;
+                }
+            }
+        }
+        self.backends.set(backend.index(), Wire(backend), 0).in_map("BACKENDS")
+    }
+
+    /// The backend takes no connection any more. What is already gone is fine.
+    pub fn retire(&mut self, backend: BackendId) -> Result<(), TableError> {
+        if self.backends.get(&backend.index(), 0).is_ok_and(|live| live.0 == backend) {
+            self.backends.set(backend.index(), Wire(BackendId::NONE), 0).in_map("BACKENDS")?;
+        }
+        for family in [FAMILY_V4, FAMILY_V6] {
+            let _ = self.sockets.remove(&Wire(SocketKey { backend, family }));
+        }
+        let _ = self.live.remove(&Wire(backend));
+        Ok(())
+    }
+
+    /// Retires every backend that is not among `keep`: what an earlier run left behind.
+    pub fn retire_others(&mut self, keep: &[BackendId]) -> Result<(), TableError> {
+        let others: Vec<BackendId> =
+            self.live.keys().filter_map(|key| Some(key.ok()?.0)).filter(|backend| !keep.contains(backend)).collect();
+        others.into_iter().try_for_each(|backend| self.retire(backend))
+    }
+
+    /// Established kernel-path connections of a backend.
+    pub fn live(&self, backend: BackendId) -> Live {
+        self.live.get(&Wire(backend), 0).map_or_else(|_| Live::default(), |live| live.0)
+    }
+
+    /// Every counter by name, summed over CPUs.
+    pub fn counters(&self) -> Result<BTreeMap<&'static str, u64>, TableError> {
+        Counter::ALL
+            .iter()
+            .map(|&counter| {
+                let values = self.counters.get(&(counter as u32), 0).in_map("COUNTERS")?;
+                Ok((counter.name(), values.iter().sum()))
+            })
+            .collect()
+    }
+
+    /// Detaches and unpins everything: the kernel path ends.
+    pub fn close(self) -> Result<(), pin::PinError> {
+        pin::detach(&self.pin_dir)
+    }
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, Unavailable> {
+    ebpf.take_map(name).ok_or_else(|| Unavailable::Load(format!("the object has no map {name}")))
+}
+
+fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, Unavailable> {
+    T::try_from(take(ebpf, name)?).map_err(|error| Unavailable::Load(format!("map {name}: {error}")))
+}
+
+fn hash_map<K: aya::Pod, V: aya::Pod>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<HashMap<MapData, K, V>, Unavailable> {
+    typed(ebpf, name)
+}
+
+/// What this machine or this user lacks for the kernel path, as far as that shows without loading anything.
+pub fn missing() -> Option<String> {
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        return Some(
+            "this kernel has no BTF (/sys/kernel/btf/vmlinux); use one built with CONFIG_DEBUG_INFO_BTF".to_owned(),
+        );
+    }
+    let needed = rustix::thread::CapabilitySet::BPF
+        | rustix::thread::CapabilitySet::NET_ADMIN
+        | rustix::thread::CapabilitySet::PERFMON
+        | rustix::thread::CapabilitySet::SYS_ADMIN
+        | rustix::thread::CapabilitySet::SYS_PTRACE;
+    let has_all = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed));
+    (!has_all).then(|| {
+        "this user lacks privileges; run as root, or grant CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN and CAP_SYS_PTRACE"
+            .to_owned()
+    })
+}

@@ -1,0 +1,21 @@
+//! The one place where map bytes and ABI types meet.
+#![allow(unsafe_code)]
+
+use lb_common::abi::{BackendId, Binding, BindingKey, Live, Owner, Service, ServiceKey, Slot, SocketKey};
+
+/// An ABI value as map bytes.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct Wire<T: Copy>(pub T);
+
+macro_rules! plain_bytes {
+    ($($type:ty),+ $(,)?) => {
+        $(
+            // SAFETY: `repr(C)` integers without padding (a test in lb-common asserts the sizes), so that every bit
+            // pattern is a value and every value is its bytes; `Wire` is transparent.
+            unsafe impl aya::Pod for Wire<$type> {}
+        )+
+    };
+}
+
+plain_bytes!(BackendId, Binding, BindingKey, Live, Owner, Service, ServiceKey, Slot, SocketKey);

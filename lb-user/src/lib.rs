@@ -1,0 +1,13 @@
+//! homing's control plane, kernel-path loader and HTTP path; the `homing` binary is a thin `main` around it.
+
+pub mod admin;
+pub mod bindings;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod datapath;
+pub mod demo;
+pub mod proxy;
+pub mod routing;
+mod sys;
+pub mod worker;

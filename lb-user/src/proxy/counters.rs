@@ -1,0 +1,105 @@
+//! What the HTTP path counts: every decision, refusal and retry has a name.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// What happened to a request, a connection or a tunnel of the HTTP path.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum Counter { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl Counter {
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The name in `homing status` and metrics.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// What it counts, in one sentence.
+            pub fn help(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Connections accepted.
+    Connections = "http_connections",
+    /// Requests received, refused ones included.
+    Requests = "http_requests",
+    /// Requests held because no worker could take them.
+    Held = "http_held",
+    /// Requests refused because no worker became ready in time.
+    RefusedNoWorker = "http_refused_no_worker",
+    /// Requests refused because the app has failed.
+    RefusedFailed = "http_refused_failed",
+    /// Requests refused because too many are held already.
+    RefusedHeldFull = "http_refused_held_full",
+    /// Requests refused as malformed or unsupported (400, 405, 417, 501).
+    RefusedBadRequest = "http_refused_bad_request",
+    /// Clients without a cookie that were given a worker and a cookie.
+    CookieNew = "http_cookie_new",
+    /// Requests that reached the worker that their cookie names.
+    CookieKept = "http_cookie_kept",
+    /// Cookies that were forged, damaged or sealed with another key; treated as absent.
+    CookieInvalid = "http_cookie_invalid",
+    /// Clients whose worker process is gone, given another worker and a new cookie.
+    CookieRebound = "http_cookie_rebound",
+    /// Requests that the ring placed by address.
+    AddressRing = "http_address_ring",
+    /// Requests that an address's binding placed while its slot is in transition.
+    AddressBound = "http_address_bound",
+    /// Connections to a worker that were refused or timed out.
+    UpstreamRefused = "http_upstream_refused",
+    /// Requests placed and sent once more: nothing of them had been processed, or they are safe to repeat.
+    Retried = "http_retried",
+    /// Requests answered with 502 because the worker broke before its answer.
+    UpstreamError = "http_upstream_error",
+    /// Answers of a worker that broke off midway.
+    UpstreamBroke = "http_upstream_broke",
+    /// Tunnels opened after a worker's 101.
+    TunnelsOpened = "http_tunnels_opened",
+    /// Tunnels closed, for whatever reason.
+    TunnelsClosed = "http_tunnels_closed",
+    /// Notices to control that were dropped because its queue was full.
+    NoticesDropped = "http_notices_dropped",
+}
+
+/// One value per [`Counter`].
+pub struct Counters([AtomicU64; Counter::ALL.len()]);
+
+impl Counters {
+    pub(super) fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; Counter::ALL.len()])
+    }
+
+    #[inline]
+    pub(super) fn add(&self, counter: Counter) {
+        // Statistics: no other memory is published by them.
+        self.0[counter as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0[counter as usize].load(Ordering::Relaxed)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (Counter, u64)> + '_ {
+        Counter::ALL.iter().map(|&counter| (counter, self.get(counter)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_every_counter_is_explained() {
+        let mut names: Vec<_> = Counter::ALL.iter().map(|c| c.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Counter::ALL.len());
+        assert!(Counter::ALL.iter().all(|c| c.help().ends_with('.')), "a sentence each");
+    }
+}

@@ -1,0 +1,207 @@
+//! One request from its head to the head of its answer, through the layers in order.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::header::{COOKIE, HeaderValue, SET_COOKIE};
+use http::{Request, Response, StatusCode, Version};
+use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
+
+use super::admit::{Patience, Place, Rule, Visitor};
+use super::answer::{self, Refusal};
+use super::body::{RequestBody, ResponseBody};
+use super::cookie::{self, Presented};
+use super::counters::Counter;
+use super::listen::Connection;
+use super::session;
+use super::upstream::SendError;
+use super::{check, headers, tunnel};
+use crate::config::{self, Affinity};
+use crate::routing::{AppRoute, Notice};
+
+/// Times that a request is placed at a worker.
+const ATTEMPTS: u32 = 2;
+
+/// A placed request's answer, for the log.
+struct Decision {
+    worker: u32,
+    rule: Rule,
+}
+
+pub async fn handle(connection: Arc<Connection>, request: Request<Incoming>) -> Response<ResponseBody> {
+    let inner = &connection.proxy;
+    inner.counters.add(Counter::Requests);
+    let html = answer::wants_html(request.headers());
+    // What the log line needs is kept only if there will be one.
+    let logged = tracing::enabled!(tracing::Level::DEBUG)
+        .then(|| (Instant::now(), request.method().clone(), request.uri().path().to_owned()));
+    let route = inner.route(connection.app);
+    let name = route.as_ref().map_or_else(|| Arc::from("(none)"), |route| Arc::clone(&route.name));
+    let outcome = forward(&connection, request, route).await;
+    let (response, decision, refusal) = match outcome {
+        Ok((response, decision)) => (response, Some(decision), None),
+        Err(refusal) => (refusal.response(&name, html), None, Some(refusal)),
+    };
+    if matches!(refusal, Some(Refusal::Bad(_) | Refusal::Method | Refusal::Connect | Refusal::Expect)) {
+        inner.counters.add(Counter::RefusedBadRequest);
+    }
+    if let Some((since, method, path)) = logged {
+        // Without the query: it is where people put secrets.
+        tracing::debug!(
+            app = &*name,
+            client = %connection.client.address,
+            %method,
+            path,
+            status = response.status().as_u16(),
+            worker = decision.as_ref().map(|d| d.worker),
+            rule = decision.as_ref().map(|d| d.rule.name()),
+            refusal = refusal.map(tracing::field::debug),
+            ms = since.elapsed().as_secs_f64() * 1e3,
+            "request"
+        );
+    }
+    response
+}
+
+async fn forward(
+    connection: &Arc<Connection>,
+    mut request: Request<Incoming>,
+    route: Option<Arc<AppRoute>>,
+) -> Result<(Response<ResponseBody>, Decision), Refusal> {
+    let inner = &connection.proxy;
+    let on_upgrade = hyper::upgrade::on(&mut request);
+    let (mut parts, body) = request.into_parts();
+    check::check(&mut parts, connection.local)?;
+    let upgrade = check::wants_upgrade(&parts).then_some(on_upgrade);
+    if upgrade.is_some() && !body.is_end_stream() {
+        return Err(Refusal::Bad("a request to switch protocols has no body"));
+    }
+    headers::to_worker(&mut parts.headers, &connection.client, &inner.ids, upgrade.is_some());
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+
+    let (cookie, presented) = match &route {
+        Some(route) if route.affinity == Affinity::Cookie => (
+            Some(Arc::clone(&route.cookie)),
+            cookie::read(&inner.keys, &route.cookie.name, &route.name, &parts.headers),
+        ),
+        _ => (None, Presented::Absent),
+    };
+    if presented == Presented::Invalid {
+        inner.counters.add(Counter::CookieInvalid);
+    }
+    drop(route);
+    let visitor = Visitor { app: connection.app, address: connection.client.address, presented };
+    let request = Request::from_parts(parts, RequestBody::new(body));
+    Attempt { connection, visitor, cookie, upgrade }.run(request).await
+}
+
+/// A request that is ready to be placed and sent.
+struct Attempt<'a> {
+    connection: &'a Arc<Connection>,
+    visitor: Visitor,
+    /// The cookie to hide from the worker.
+    cookie: Option<Arc<config::Cookie>>,
+    upgrade: Option<OnUpgrade>,
+}
+
+impl Attempt<'_> {
+    async fn run(mut self, mut request: Request<RequestBody>) -> Result<(Response<ResponseBody>, Decision), Refusal> {
+        let inner = &self.connection.proxy;
+        let mut patience = Patience::default();
+        let mut shunned = None;
+        for attempt in 1..=ATTEMPTS {
+            let place = inner.admit(self.visitor, request.headers(), &mut patience, shunned).await?;
+            let shown: Vec<HeaderValue> = self.hide_cookie(&mut request);
+            let sent = match self.upgrade {
+                Some(_) => inner.upstreams.send_alone(&place.worker, request).await,
+                None => inner.upstreams.send(&place.worker, request).await,
+            };
+            let backend = place.worker.backend;
+            match sent {
+                Ok((response, lease)) => {
+                    place.worker.load.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let decision = Decision { worker: place.worker.number, rule: place.rule };
+                    let response = match (response.status(), self.upgrade.take()) {
+                        (StatusCode::SWITCHING_PROTOCOLS, Some(client)) => self.switch(response, client, place),
+                        (StatusCode::SWITCHING_PROTOCOLS, None) => {
+                            inner.counters.add(Counter::UpstreamError);
+                            tracing::debug!(worker = place.worker.number, "a worker switched protocols unasked");
+                            return Err(Refusal::Broke);
+                        }
+                        _ => {
+                            let Place { load, set_cookie, .. } = place;
+                            answered(response, false, set_cookie).map(|body| ResponseBody::worker(body, lease, load))
+                        }
+                    };
+                    return Ok((response, decision));
+                }
+                Err(SendError::Refused { request: unsent, error }) => {
+                    inner.counters.add(Counter::UpstreamRefused);
+                    tracing::debug!(worker = place.worker.number, address = %place.worker.address, %error, "no connection");
+                    inner.notify(Notice::Unreachable { backend });
+                    if attempt == ATTEMPTS {
+                        break;
+                    }
+                    inner.counters.add(Counter::Retried);
+                    request = *unsent;
+                    restore_cookie(&mut request, shown);
+                    let newcomer = matches!(place.rule, Rule::CookieNew | Rule::CookieRebound);
+                    drop(place);
+                    if newcomer && self.others_than(backend) {
+                        shunned = Some(backend);
+                    } else {
+                        inner.await_departure(self.visitor.app, backend, &mut patience).await;
+                    }
+                }
+                Err(SendError::Broke(error)) => {
+                    inner.counters.add(Counter::UpstreamError);
+                    tracing::debug!(worker = place.worker.number, %error, "the worker broke off before its answer");
+                    inner.notify(Notice::Unreachable { backend });
+                    return Err(Refusal::Broke);
+                }
+                Err(SendError::ClientBody) => return Err(Refusal::Bad("the body broke off or is malformed")),
+            }
+        }
+        Err(Refusal::Unreachable)
+    }
+
+    /// Passes the worker's 101 on and starts the tunnel.
+    fn switch(&self, mut response: Response<Incoming>, client: OnUpgrade, mut place: Place) -> Response<ResponseBody> {
+        let worker = hyper::upgrade::on(&mut response);
+        let set_cookie = place.set_cookie.take();
+        tokio::spawn(tunnel::run(Arc::clone(self.connection), place, client, worker));
+        answered(response, true, set_cookie).map(|_| ResponseBody::Fixed(None))
+    }
+
+    /// Whether another worker takes new clients.
+    fn others_than(&self, backend: lb_common::abi::BackendId) -> bool {
+        let route = self.connection.proxy.route(self.visitor.app);
+        route.is_some_and(|route| session::pick(&route.workers, None, Some(backend)).is_some())
+    }
+
+    /// Returns the Cookie headers as they were, if there was something to hide.
+    fn hide_cookie(&self, request: &mut Request<RequestBody>) -> Vec<HeaderValue> {
+        let Some(cookie) = &self.cookie else { return Vec::new() };
+        let shown = request.headers().get_all(COOKIE).iter().cloned().collect();
+        cookie::hide(request.headers_mut(), &cookie.name);
+        shown
+    }
+}
+
+fn restore_cookie(request: &mut Request<RequestBody>, shown: Vec<HeaderValue>) {
+    request.headers_mut().remove(COOKIE);
+    for value in shown {
+        request.headers_mut().append(COOKIE, value);
+    }
+}
+
+fn answered(mut response: Response<Incoming>, upgrade: bool, set_cookie: Option<HeaderValue>) -> Response<Incoming> {
+    *response.version_mut() = Version::HTTP_11;
+    headers::to_client(response.headers_mut(), upgrade);
+    if let Some(cookie) = set_cookie {
+        response.headers_mut().append(SET_COOKIE, cookie);
+    }
+    response
+}

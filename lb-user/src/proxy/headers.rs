@@ -1,0 +1,282 @@
+//! Headers that end at homing, and those that it adds: RFC 9110 section 7.6.1 and what workers are told of the client.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use http::header::{self, CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE};
+
+use super::check::tokens;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What all requests of one client connection say of it, made once.
+pub struct Client {
+    pub address: IpAddr,
+    forwarded_for: HeaderValue,
+    /// `for=…;proto=http;host=`, the host to follow.
+    forwarded: String,
+}
+
+impl Client {
+    pub fn new(address: IpAddr) -> Self {
+        let forwarded = match address {
+            IpAddr::V4(v4) => format!("for={v4};proto=http;host="),
+            // RFC 7239 section 6: in brackets, and so quoted.
+            IpAddr::V6(v6) => format!("for=\"[{v6}]\";proto=http;host="),
+        };
+        let forwarded_for = HeaderValue::try_from(address.to_string()).expect("an address is a valid header value");
+        Self { address, forwarded_for, forwarded }
+    }
+}
+
+/// Names for requests: unique, not secret.
+pub struct RequestIds {
+    prefix: u64,
+    next: AtomicU64,
+}
+
+impl RequestIds {
+    pub fn new(prefix: u64) -> Self {
+        Self { prefix, next: AtomicU64::new(0) }
+    }
+
+    fn next(&self) -> HeaderValue {
+        let id = format!("{:016x}{:016x}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed));
+        HeaderValue::try_from(id).expect("hexadecimal digits are a valid header value")
+    }
+}
+
+/// Turns a checked request's headers into what the worker gets. `upgrade`: the request may switch protocols.
+pub fn to_worker(headers: &mut HeaderMap, client: &Client, ids: &RequestIds, upgrade: bool) {
+    let protocol = upgrade.then(|| headers.get(UPGRADE).cloned()).flatten();
+    let trailers = tokens(&headers.get_all(TE)).any(|token| token.eq_ignore_ascii_case(b"trailers"));
+    strip(headers, ends_here);
+    match (protocol, trailers) {
+        (Some(protocol), _) => {
+            headers.insert(UPGRADE, protocol);
+            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+        // Trailers are passed on, so the worker may send some.
+        (None, true) => {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+            headers.insert(CONNECTION, HeaderValue::from_static("te"));
+        }
+        (None, false) => {}
+    }
+    if let Some(host) = headers.get(HOST).cloned() {
+        let host_text = host.to_str().unwrap_or_default();
+        let mut forwarded = String::with_capacity(client.forwarded.len() + host_text.len() + 2);
+        // Quoted: a host with a port or brackets is no token (RFC 7239 section 4). A checked host has no quote in it.
+        let _ = write!(forwarded, "{}\"{host_text}\"", client.forwarded);
+        if let Ok(value) = HeaderValue::try_from(forwarded) {
+            headers.insert(header::FORWARDED, value);
+        }
+        headers.insert(X_FORWARDED_HOST, host);
+    }
+    headers.insert(X_FORWARDED_FOR, client.forwarded_for.clone());
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    headers.insert(X_REQUEST_ID, ids.next());
+}
+
+/// Turns a worker's headers into what the client gets. `upgrade`: the answer is a 101 that is passed on.
+pub fn to_client(headers: &mut HeaderMap, upgrade: bool) {
+    let protocol = upgrade.then(|| headers.get(UPGRADE).cloned()).flatten();
+    // Transfer-Encoding: hyper frames the answer anew, as the client's version asks for.
+    strip(headers, |name| is_hop_by_hop(name) || *name == header::TRANSFER_ENCODING);
+    if upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(protocol) = protocol {
+            headers.insert(UPGRADE, protocol);
+        }
+    }
+}
+
+/// Removes what Connection lists and what `ends` says. Allocates only when there is something to remove.
+fn strip(headers: &mut HeaderMap, ends: impl Fn(&HeaderName) -> bool) {
+    let mut doomed: Vec<HeaderName> = headers.keys().filter(|name| ends(name)).cloned().collect();
+    for token in tokens(&headers.get_all(CONNECTION)) {
+        if [&b"keep-alive"[..], b"close", b"upgrade", b"te"].iter().any(|known| token.eq_ignore_ascii_case(known)) {
+            continue;
+        }
+        if let Ok(name) = HeaderName::from_bytes(token)
+            && !is_end_to_end(&name)
+        {
+            doomed.push(name);
+        }
+    }
+    for name in doomed {
+        headers.remove(name);
+    }
+}
+
+/// A request's header that is for homing, not for the worker: hop-by-hop ones, and what only homing may say.
+fn ends_here(name: &HeaderName) -> bool {
+    // Transfer-Encoding stays: hyper has checked it, needs it to frame a GET's body, and writes that framing itself.
+    is_hop_by_hop(name)
+        // hyper has answered 100 Continue, or will; the worker is not asked again.
+        || *name == header::EXPECT
+        || *name == header::FORWARDED
+        || *name == X_REQUEST_ID
+        || name.as_str().starts_with("x-forwarded-")
+        || name.as_str() == "x-real-ip"
+        // CGI-like servers (WSGI among them) read `x_forwarded_for` as `x-forwarded-for`; nginx drops these too.
+        || name.as_str().contains('_')
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    *name == CONNECTION
+        || *name == TE
+        || *name == UPGRADE
+        || *name == header::PROXY_AUTHENTICATE
+        || *name == header::PROXY_AUTHORIZATION
+        || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings")
+}
+
+/// Headers that a Connection header cannot take away: without them the worker would see another request than the
+/// client sent, and who could strip `Cookie` could strip a login.
+fn is_end_to_end(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        HOST | header::COOKIE
+            | header::SET_COOKIE
+            | header::AUTHORIZATION
+            | header::ORIGIN
+            | header::TRANSFER_ENCODING
+            | header::TRAILER
+            | header::CACHE_CONTROL
+            | header::RANGE
+            | header::DATE
+            | header::LOCATION
+    ) || name.as_str().starts_with("content-")
+        || name.as_str().starts_with("sec-")
+        || name.as_str().starts_with("if-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|&(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn sent(pairs: &[(&'static str, &'static str)], upgrade: bool) -> HeaderMap {
+        let mut headers = map(pairs);
+        let client = Client::new("2001:db8::7".parse().unwrap());
+        to_worker(&mut headers, &client, &RequestIds::new(1), upgrade);
+        headers
+    }
+
+    const ADDED: [&str; 6] =
+        ["forwarded", "host", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-request-id"];
+
+    #[test]
+    fn hop_by_hop_headers_end_here_and_so_do_those_that_connection_lists() {
+        let headers = sent(
+            &[
+                ("host", "a"),
+                ("connection", "close, X-Mine , keep-alive"),
+                ("x-mine", "1"),
+                ("keep-alive", "timeout=5"),
+                ("proxy-connection", "keep-alive"),
+                ("proxy-authorization", "Basic x"),
+                ("te", "gzip"),
+                ("upgrade", "h2c"),
+                ("http2-settings", "AAMAAABk"),
+                ("expect", "100-continue"),
+                ("x_forwarded_for", "6.6.6.6"),
+            ],
+            false,
+        );
+        assert_eq!(names(&headers), ADDED);
+    }
+
+    #[test]
+    fn connection_cannot_take_away_what_makes_the_request() {
+        let essential = [
+            ("authorization", "Basic x"),
+            ("content-length", "3"),
+            ("content-type", "text/plain"),
+            ("cookie", "a=1"),
+            ("sec-websocket-key", "x"),
+        ];
+        let mut pairs = vec![
+            ("host", "a"),
+            ("connection", "cookie, Host, authorization"),
+            ("connection", "content-length, content-type, sec-websocket-key, x-forwarded-for"),
+        ];
+        pairs.extend(essential);
+        let mut expected: Vec<_> = essential.iter().map(|(name, _)| *name).chain(ADDED).collect();
+        expected.sort_unstable();
+        assert_eq!(names(&sent(&pairs, false)), expected);
+    }
+
+    #[test]
+    fn the_worker_is_told_of_the_client_by_homing_alone() {
+        let headers = sent(
+            &[
+                ("host", "app.example:8080"),
+                ("x-forwarded-for", "6.6.6.6"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-prefix", "/evil"),
+                ("forwarded", "for=6.6.6.6"),
+                ("x-request-id", "mine"),
+                ("x-real-ip", "6.6.6.6"),
+            ],
+            false,
+        );
+        assert_eq!(names(&headers), ADDED);
+        assert_eq!(headers["x-forwarded-for"], "2001:db8::7");
+        assert_eq!(headers["x-forwarded-proto"], "http");
+        assert_eq!(headers["x-forwarded-host"], "app.example:8080");
+        assert_eq!(headers["forwarded"], "for=\"[2001:db8::7]\";proto=http;host=\"app.example:8080\"");
+        assert_eq!(headers["x-request-id"].len(), 32);
+    }
+
+    #[test]
+    fn an_upgrade_keeps_its_two_headers_and_its_extensions() {
+        let headers = sent(
+            &[
+                ("host", "a"),
+                ("connection", "keep-alive, Upgrade"),
+                ("upgrade", "websocket"),
+                ("sec-websocket-extensions", "permessage-deflate; client_max_window_bits"),
+            ],
+            true,
+        );
+        assert_eq!(headers["connection"], "upgrade");
+        assert_eq!(headers["upgrade"], "websocket");
+        assert_eq!(headers["sec-websocket-extensions"], "permessage-deflate; client_max_window_bits");
+    }
+
+    #[test]
+    fn trailers_may_still_be_asked_for() {
+        let headers = sent(&[("host", "a"), ("te", "trailers, gzip"), ("connection", "TE")], false);
+        assert_eq!((&headers["te"], &headers["connection"]), (&"trailers".parse().unwrap(), &"te".parse().unwrap()));
+    }
+
+    #[test]
+    fn an_answer_loses_its_hop_by_hop_headers_only() {
+        let mut headers = map(&[
+            ("connection", "close, x-hop"),
+            ("x-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("set-cookie", "a=1"),
+            ("x_odd", "kept: workers may name theirs as they like"),
+        ]);
+        to_client(&mut headers, false);
+        assert_eq!(names(&headers), ["set-cookie", "x_odd"]);
+    }
+}

@@ -1,0 +1,47 @@
+//! Every bound of the HTTP path, with its unit. A request's hold is the app's own setting.
+
+use std::time::Duration;
+
+/// Connections of one listener at once; more wait in the kernel's accept queue.
+pub const CONNECTIONS_MAX: usize = 65_536;
+/// Pause after `accept` failed for want of descriptors or memory.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A request's head must be complete within this. It also bounds how long a kept-alive connection may idle.
+pub const HEAD_READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a request's or response's head; beyond it 431.
+pub const HEAD_BYTES_MAX: usize = 32 * 1024;
+/// Header lines of a request or response; beyond it 431.
+pub const HEADERS_MAX: usize = 100;
+/// Read buffer of one connection, in bytes.
+pub const BUFFER_BYTES_MAX: usize = 64 * 1024;
+/// Probing of a silent peer, so that a client that vanished does not hold its tunnel for ever.
+pub const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Establishing a connection to a worker.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Idle connections kept per worker.
+pub const POOL_IDLE_MAX: usize = 64;
+/// An idle connection to a worker is closed after this: below the 5 s after which uvicorn and Node close theirs,
+/// so that a request seldom meets a connection that is just being closed.
+pub const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often idle connections are looked through.
+pub const POOL_SWEEP: Duration = Duration::from_secs(2);
+
+/// Requests held for a worker at once, over all apps; beyond it 503 at once.
+pub const HELD_MAX: usize = 4_096;
+/// After a worker refused a connection: how long its removal from the snapshot is waited for before the one retry.
+pub const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+/// What clients are told to wait after a 503.
+pub const RETRY_AFTER_S: u32 = 5;
+
+/// From the 101 to both ends being out of hyper's hands.
+pub const HANDOFF_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes copied through a tunnel at a time; one such buffer per runtime thread, none per tunnel.
+pub const TUNNEL_CHUNK_BYTES: usize = 16 * 1024;
+/// A tunnel of which one direction has ended may live on this long.
+pub const TUNNEL_HALF_CLOSED: Duration = Duration::from_secs(60);
+/// How often an open tunnel refreshes its client's binding. Far below any useful affinity timeout.
+pub const TUNNEL_REBIND: Duration = Duration::from_secs(60);
+
+/// Apps of one host whose places fit in one cookie.
+pub const COOKIE_PLACES_MAX: usize = 8;

@@ -1,0 +1,182 @@
+//! Listeners and the client connections on them: accepting, hyper's settings, and the end of all of it.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{interval, sleep};
+
+use super::counters::Counter;
+use super::handle::handle;
+use super::headers::Client;
+use super::limits::{
+    ACCEPT_PAUSE, BUFFER_BYTES_MAX, CONNECTIONS_MAX, HEAD_BYTES_MAX, HEAD_READ_TIMEOUT, HEADERS_MAX, POOL_SWEEP,
+    TCP_KEEPALIVE,
+};
+use super::{Inner, Listener, Shutdown};
+
+/// What all requests and tunnels of a client connection share.
+pub struct Connection {
+    pub proxy: Arc<Inner>,
+    pub app: u32,
+    pub client: Client,
+    /// The listener's side.
+    pub local: SocketAddr,
+    pub shutdown: watch::Receiver<Shutdown>,
+    /// Counts against [`CONNECTIONS_MAX`]; all of them back means that the listener is done.
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Serves a listener until it is shut down and its last connection and tunnel are gone.
+pub async fn serve(proxy: Arc<Inner>, listener: Listener, mut shutdown: watch::Receiver<Shutdown>) -> io::Result<()> {
+    let app = listener.app;
+    listener.socket.set_nonblocking(true)?;
+    let socket = TcpListener::from_std(listener.socket)?;
+    let settings = settings();
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut sweep = interval(POOL_SWEEP);
+    let mut told = shutdown.clone();
+    let mut leaving = pin!(leaving(&mut told));
+    loop {
+        let accepted = async {
+            let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
+            (socket.accept().await, permit)
+        };
+        tokio::select! {
+            (accepted, permit) = accepted => match accepted {
+                Ok((stream, peer)) => {
+                    let shutdown = shutdown.clone();
+                    if let Err(error) = start(&proxy, &settings, app, stream, peer, shutdown, permit) {
+                        tracing::debug!(%peer, %error, "the client went away at once");
+                    }
+                }
+                Err(error) => refused_accept(&error).await,
+            },
+            _ = sweep.tick() => {
+                let snapshot = Arc::clone(&proxy.routing.snapshots.borrow());
+                proxy.upstreams.sweep(&snapshot);
+            }
+            () = &mut leaving => break,
+        }
+    }
+    // From here on the kernel refuses new clients, unless control keeps the socket for a successor.
+    drop(socket);
+    tokio::select! {
+        _ = permits.acquire_many(CONNECTIONS_MAX as u32) => {}
+        () = stopped(&mut shutdown) => {}
+    }
+    Ok(())
+}
+
+/// Completes when nothing new is wanted.
+async fn leaving(shutdown: &mut watch::Receiver<Shutdown>) {
+    // An error: whoever could tell us is gone, and so is the service.
+    drop(shutdown.wait_for(|state| *state != Shutdown::Serving).await);
+}
+
+/// Completes when everything must end.
+pub async fn stopped(shutdown: &mut watch::Receiver<Shutdown>) {
+    drop(shutdown.wait_for(|state| *state == Shutdown::Now).await);
+}
+
+fn settings() -> http1::Builder {
+    let mut settings = http1::Builder::new();
+    settings
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_READ_TIMEOUT)
+        .max_headers(HEADERS_MAX)
+        .max_header_size(HEAD_BYTES_MAX)
+        .max_buf_size(BUFFER_BYTES_MAX);
+    settings
+}
+
+fn start(
+    proxy: &Arc<Inner>,
+    settings: &http1::Builder,
+    app: u32,
+    stream: TcpStream,
+    peer: SocketAddr,
+    shutdown: watch::Receiver<Shutdown>,
+    permit: OwnedSemaphorePermit,
+) -> io::Result<()> {
+    proxy.counters.add(Counter::Connections);
+    stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE))?;
+    let connection = Arc::new(Connection {
+        proxy: Arc::clone(proxy),
+        app,
+        // An IPv4 client of a dual-stack listener is an IPv4 client.
+        client: Client::new(peer.ip().to_canonical()),
+        local: stream.local_addr()?,
+        shutdown: shutdown.clone(),
+        _permit: permit,
+    });
+    let service = service_fn(move |request| {
+        let connection = Arc::clone(&connection);
+        async move { Ok::<_, Infallible>(handle(connection, request).await) }
+    });
+    let served = settings.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    tokio::spawn(run(Arc::clone(proxy), served, shutdown));
+    Ok(())
+}
+
+async fn run<S>(
+    proxy: Arc<Inner>,
+    served: http1::UpgradeableConnection<TokioIo<TcpStream>, S>,
+    mut shutdown: watch::Receiver<Shutdown>,
+) where
+    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = super::body::ResponseBody>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut served = pin!(served);
+    let mut ended = tokio::select! {
+        ended = served.as_mut() => Some(ended),
+        () = leaving(&mut shutdown) => None,
+    };
+    if ended.is_none() {
+        served.as_mut().graceful_shutdown();
+        ended = tokio::select! {
+            ended = served => Some(ended),
+            () = stopped(&mut shutdown) => None,
+        };
+    }
+    if let Some(Err(error)) = ended {
+        // hyper has answered a bad head itself: 400, 414 or 431.
+        if error.is_parse() {
+            proxy.counters.add(Counter::Requests);
+            proxy.counters.add(Counter::RefusedBadRequest);
+        }
+        tracing::debug!(%error, "client connection ended");
+    }
+}
+
+/// Why `accept` failed decides whether it pays to go on at once.
+async fn refused_accept(error: &io::Error) {
+    let of_one_client = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
+    if of_one_client.contains(&error.kind()) {
+        return;
+    }
+    if may_warn() {
+        tracing::warn!(%error, "cannot accept connections: raise the limit of open files (LimitNOFILE) if it is that");
+    }
+    sleep(ACCEPT_PAUSE).await;
+}
+
+/// At most one warning in [`WARNING_PAUSE`] failures: they come ten a second.
+fn may_warn() -> bool {
+    static FAILURES: AtomicUsize = AtomicUsize::new(0);
+    FAILURES.fetch_add(1, Ordering::Relaxed).is_multiple_of(WARNING_PAUSE)
+}
+
+/// Failures of `accept` per warning: one a minute.
+const WARNING_PAUSE: usize = (Duration::from_secs(60).as_millis() / ACCEPT_PAUSE.as_millis()) as usize;

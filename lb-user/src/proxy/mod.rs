@@ -1,0 +1,112 @@
+//! The HTTP path: client → homing → worker, for what an address cannot decide and for as long as no worker is there.
+//!
+//! Layers, in the order in which a request meets them: `listen` → hyper → `check` → `headers` → `cookie` → `admit`
+//! (with `session` for who belongs where) → `upstream` or `tunnel` → `body`. `handle` strings them together, `answer`
+//! has the words for every refusal. What is not here: which workers exist (`control` publishes that in
+//! `crate::routing`) and how an address is placed (`lb_common::affinity`).
+
+mod admit;
+mod answer;
+mod body;
+mod check;
+mod cookie;
+mod counters;
+mod handle;
+mod headers;
+mod keys;
+pub mod limits;
+mod listen;
+#[cfg(test)]
+mod scenarios;
+mod session;
+#[cfg(test)]
+mod testing;
+mod tunnel;
+mod upstream;
+#[cfg(test)]
+mod wire;
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use lb_common::abi::BackendId;
+use tokio::sync::watch;
+
+pub use counters::{Counter, Counters};
+pub use keys::{CookieKeys, KEY_BYTES, KEY_FILE};
+
+use crate::routing::RoutingHandle;
+
+/// A socket to serve, bound and listening.
+pub struct Listener {
+    /// The app that it leads to.
+    pub app: u32,
+    pub socket: std::net::TcpListener,
+}
+
+/// What all listeners are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    Serving,
+    /// Accept nothing, finish what is open, keep no connection alive. Tunnels stay.
+    Draining,
+    /// Break off everything, tunnels too.
+    Now,
+}
+
+/// The HTTP path of all apps. Cheap to clone.
+#[derive(Clone)]
+pub struct Proxy(Arc<Inner>);
+
+struct Inner {
+    routing: RoutingHandle,
+    keys: CookieKeys,
+    counters: Arc<Counters>,
+    upstreams: upstream::Upstreams,
+    tunnels: tunnel::Tunnels,
+    ids: headers::RequestIds,
+    holding: admit::Holding,
+    /// Taken from looking for the least loaded worker to reserving a place there.
+    assigning: Mutex<()>,
+}
+
+impl Proxy {
+    pub fn new(routing: RoutingHandle, keys: CookieKeys) -> Self {
+        let counters = Arc::new(Counters::new());
+        // Without random bytes request ids merely repeat after a restart.
+        let ids = headers::RequestIds::new(getrandom::u64().unwrap_or_default());
+        Self(Arc::new(Inner {
+            routing,
+            keys,
+            upstreams: upstream::Upstreams::new(Arc::clone(&counters)),
+            counters,
+            tunnels: tunnel::Tunnels::default(),
+            ids,
+            holding: admit::Holding::default(),
+            assigning: Mutex::new(()),
+        }))
+    }
+
+    /// Serves the listener until `shutdown` says otherwise and its last connection is gone, or at once on
+    /// [`Shutdown::Now`]. A dropped sender means the same.
+    pub async fn serve(self, listener: Listener, shutdown: watch::Receiver<Shutdown>) -> io::Result<()> {
+        listen::serve(self.0, listener, shutdown).await
+    }
+
+    pub fn open_tunnels(&self) -> usize {
+        self.0.tunnels.open()
+    }
+
+    pub fn open_tunnels_at(&self, backend: BackendId) -> usize {
+        self.0.tunnels.open_at(backend)
+    }
+
+    /// Requests of the app that are held for a worker now.
+    pub fn held(&self, app: u32) -> usize {
+        self.0.holding.of(app)
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+}

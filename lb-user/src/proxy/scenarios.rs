@@ -1,0 +1,269 @@
+//! Affinity, waiting and failing as a client of the HTTP path sees them.
+
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::Duration;
+
+use lb_common::abi::BackendId;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+
+use super::testing::*;
+use super::{Counter, Shutdown};
+use crate::config::Affinity;
+use crate::routing::{AppRoute, Bindings, Notice};
+
+#[tokio::test]
+async fn a_cookie_brings_its_user_back_and_is_set_once() {
+    let workers = workers(4).await;
+    let world = world(route(Affinity::Cookie, routes(&workers))).await;
+    let first = world.get("").await;
+    let cookie = first.cookie().expect("a newcomer gets a cookie");
+    for _ in 0..8 {
+        let again = world.get(&cookie).await;
+        assert_eq!(again.worker(), first.worker());
+        assert_eq!(again.cookie(), None, "nothing changed, nothing is set");
+        assert!(!again.0.contains("cookie: homing"), "the worker does not see it: {}", again.0);
+    }
+    assert_eq!((world.count(Counter::CookieNew), world.count(Counter::CookieKept)), (1, 8));
+}
+
+#[tokio::test]
+async fn a_forged_cookie_is_as_good_as_none() {
+    let workers = workers(2).await;
+    let world = world(route(Affinity::Cookie, routes(&workers))).await;
+    let real = world.get("").await.cookie().expect("a newcomer gets a cookie");
+    let mut changed = real.trim_end().to_owned();
+    changed.replace_range(changed.len() - 1.., if changed.ends_with('A') { "B" } else { "A" });
+    for forged in ["Cookie: homing=x", "Cookie: homing=", "Cookie: homing=\"a.b.c\"", &real[..real.len() - 6], &changed]
+    {
+        let answer = world.get(&format!("{forged}; theme=dark\r\n")).await;
+        assert_eq!(answer.status(), 200, "{forged}");
+        assert!(answer.cookie().is_some(), "{forged}");
+        assert!(answer.0.contains("cookie: theme=dark"), "the app's own cookie stays: {}", answer.0);
+    }
+    assert_eq!((world.count(Counter::CookieInvalid), world.count(Counter::CookieNew)), (5, 6));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_of_fifty_users_without_a_cookie_spreads_evenly() {
+    // Connections are accepted by the kernel and never answered, so that all fifty are open at once.
+    let mut listeners = Vec::new();
+    let mut workers = Vec::new();
+    for number in 0..4 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        workers.push(worker_at(number, listener.local_addr().unwrap()));
+        listeners.push(listener);
+    }
+    let loads: Vec<_> = workers.iter().map(|worker| worker.load.clone()).collect();
+    let world = world(route(Affinity::Cookie, workers)).await;
+    let mut users = Vec::new();
+    for _ in 0..50 {
+        let mut user = world.connect().await;
+        user.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        users.push(user);
+    }
+    until("fifty places", || world.count(Counter::CookieNew) == 50).await;
+    let mut assigned: Vec<_> = loads.iter().map(|load| load.assigned.load(Relaxed)).collect();
+    assigned.sort_unstable();
+    assert_eq!(assigned, [12, 12, 13, 13]);
+    drop(users);
+    until("the load to be given back", || loads.iter().all(|load| load.open.load(Relaxed) == 0)).await;
+}
+
+#[tokio::test]
+async fn users_who_come_one_by_one_are_dealt_out_like_cards() {
+    let workers = workers(4).await;
+    let world = world(route(Affinity::Cookie, routes(&workers))).await;
+    for _ in 0..8 {
+        world.get("").await;
+    }
+    assert!(workers.iter().all(|w| w.route.load.assigned.load(Relaxed) == 2));
+}
+
+#[tokio::test]
+async fn a_user_whose_process_is_gone_gets_another_and_a_new_cookie_once() {
+    let workers = workers(2).await;
+    let world = world(route(Affinity::Cookie, routes(&workers))).await;
+    let first = world.get("").await;
+    let mut replaced = routes(&workers);
+    replaced[first.worker() as usize].incarnation = 77;
+    world.publish(route(Affinity::Cookie, replaced));
+    let moved = world.get(&first.cookie().unwrap()).await;
+    let cookie = moved.cookie().expect("a new process, a new cookie");
+    assert_eq!(world.get(&cookie).await.cookie(), None);
+    assert_eq!(world.count(Counter::CookieRebound), 1);
+}
+
+#[tokio::test]
+async fn a_draining_worker_keeps_its_user_and_gets_no_newcomer() {
+    let workers = workers(2).await;
+    let world = world(route(Affinity::Cookie, routes(&workers))).await;
+    let first = world.get("").await;
+    let mut draining = routes(&workers);
+    draining[first.worker() as usize].draining = true;
+    world.publish(route(Affinity::Cookie, draining));
+    assert_eq!(world.get(&first.cookie().unwrap()).await.worker(), first.worker());
+    for _ in 0..4 {
+        assert_ne!(world.get("").await.worker(), first.worker());
+    }
+}
+
+#[tokio::test]
+async fn an_address_reaches_the_worker_that_the_kernel_would_choose() {
+    let workers = workers(4).await;
+    let world = world(route(Affinity::Ip, routes(&workers))).await;
+    let expected = route(Affinity::Ip, routes(&workers)).choose(&*world.bindings, world.client()).backend().unwrap();
+    for _ in 0..4 {
+        assert_eq!(BackendId::new(world.get("").await.worker(), 1), expected);
+    }
+    let key = route(Affinity::Ip, vec![]).binding_key(world.client());
+    assert_eq!(world.bindings.get(&key).map(|b| b.backend), Some(expected), "the client is bound");
+    assert_eq!(world.count(Counter::AddressRing), 4);
+}
+
+#[tokio::test]
+async fn a_bound_client_stays_while_its_slot_changes_hands() {
+    let workers = workers(2).await;
+    let world = world(route(Affinity::Ip, routes(&workers))).await;
+    let first = world.get("").await.worker();
+    let mut changed = route(Affinity::Ip, routes(&workers));
+    let owners: Vec<_> = changed.ring.iter().map(|slot| BackendId::new(1 - slot.current.index(), 1)).collect();
+    changed.ring = lb_common::maglev::succeed(&changed.ring, &owners).into();
+    world.publish(changed);
+    assert_eq!(world.get("").await.worker(), first);
+    assert_eq!(world.count(Counter::AddressBound), 1);
+}
+
+#[tokio::test]
+async fn a_request_is_held_until_a_worker_is_ready() {
+    for affinity in [Affinity::Ip, Affinity::Cookie] {
+        let workers = workers(1).await;
+        let world = world(route(affinity, vec![])).await;
+        let (answer, ()) = tokio::join!(world.get(""), async {
+            assert_eq!(world.notice().await, Notice::Demand { app: 0 });
+            assert_eq!(world.proxy.held(0), 1);
+            world.publish(route(affinity, vec![]));
+            assert_eq!(world.notice().await, Notice::Demand { app: 0 }, "still nobody: asked again");
+            world.publish(route(affinity, routes(&workers)));
+        });
+        assert_eq!((answer.status(), answer.worker()), (200, 0));
+        assert_eq!((world.proxy.held(0), world.count(Counter::Held)), (0, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_hold_that_expires_ends_in_503_with_retry_after() {
+    let world = world(AppRoute { hold: Duration::from_millis(5), ..route(Affinity::Cookie, vec![]) }).await;
+    let answer = world.get("").await;
+    assert_eq!((answer.status(), answer.header("retry-after")), (503, Some("5")));
+    assert!(answer.0.contains("No worker of app sales became ready"), "{}", answer.0);
+    assert_eq!(answer.header("content-type"), Some("text/plain; charset=utf-8"));
+    let page = world.get("Accept: text/html,*/*\r\n").await;
+    assert_eq!((page.status(), page.header("content-type")), (503, Some("text/html; charset=utf-8")));
+    assert_eq!(world.count(Counter::RefusedNoWorker), 2);
+}
+
+#[tokio::test]
+async fn a_failed_app_refuses_at_once_and_keeps_its_reason_to_itself() {
+    let failed = AppRoute { failed: Some("exit status 3".into()), ..route(Affinity::Ip, vec![]) };
+    let world = world(failed).await;
+    let answer = world.get("").await;
+    assert_eq!((answer.status(), world.count(Counter::RefusedFailed)), (503, 1));
+    assert!(!answer.0.contains("exit status"), "{}", answer.0);
+}
+
+#[tokio::test]
+async fn a_newcomer_whose_worker_refuses_is_served_by_another() {
+    let workers = workers(2).await;
+    let mut all = routes(&workers);
+    all[0].address = nobody().await;
+    let world = world(route(Affinity::Cookie, all)).await;
+    let answer = world.get("Cookie: a=1\r\n").await;
+    assert_eq!((answer.status(), answer.worker()), (200, 1));
+    assert_eq!(world.notice().await, Notice::Unreachable { backend: BackendId::new(0, 1) });
+    assert!(answer.0.contains("cookie: a=1\n"), "the app's cookie survives the retry: {}", answer.0);
+    let cookie = answer.cookie().expect("of the worker that answered");
+    assert_eq!(world.get(&cookie).await.worker(), 1);
+    assert_eq!((world.count(Counter::Retried), world.count(Counter::UpstreamRefused)), (1, 1));
+}
+
+#[tokio::test]
+async fn a_known_user_whose_worker_refuses_waits_for_control_to_replace_it() {
+    for affinity in [Affinity::Ip, Affinity::Cookie] {
+        let workers = workers(1).await;
+        let world = world(route(affinity, routes(&workers))).await;
+        let cookie = world.get("").await.cookie().unwrap_or_default();
+        let mut moved = routes(&workers);
+        moved[0].address = nobody().await;
+        // The same process, as far as control knows, but its pooled connections are none of this one's.
+        let mut gone = moved.clone();
+        gone[0].incarnation = 5;
+        world.publish(route(affinity, gone));
+        let (answer, ()) = tokio::join!(world.get(if affinity == Affinity::Ip { "" } else { &cookie }), async {
+            assert_eq!(world.notice().await, Notice::Unreachable { backend: BackendId::new(0, 1) });
+            let mut restarted = routes(&workers);
+            restarted[0].backend = BackendId::new(0, 2);
+            world.publish(route(affinity, restarted));
+        });
+        assert_eq!((answer.status(), answer.worker()), (200, 0));
+    }
+}
+
+#[tokio::test]
+async fn two_refusals_are_enough() {
+    let nobody = worker_at(0, nobody().await);
+    let other = worker_at(1, nobody.address);
+    let world = world(route(Affinity::Cookie, vec![nobody, other])).await;
+    let answer = world.get("").await;
+    assert_eq!((answer.status(), answer.header("retry-after")), (503, Some("5")));
+    assert_eq!(world.count(Counter::UpstreamRefused), 2);
+}
+
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nworker 0\n";
+
+#[tokio::test]
+async fn an_idle_connection_that_the_worker_just_closed_costs_a_get_nothing() {
+    // Answers once per connection and hangs up on the second request, as if its keep-alive had just run out.
+    let worker = raw_worker(0, |_, request| if request == 0 { OK } else { "" }).await;
+    let world = world(route(Affinity::Ip, vec![worker])).await;
+    for _ in 0..3 {
+        assert_eq!(world.get("").await.status(), 200);
+    }
+    assert_eq!((world.count(Counter::Retried), world.count(Counter::UpstreamError)), (2, 0));
+}
+
+#[tokio::test]
+async fn what_is_not_safe_to_repeat_is_not_repeated() {
+    let worker = raw_worker(0, |_, request| if request == 0 { OK } else { "" }).await;
+    let world = world(route(Affinity::Ip, vec![worker])).await;
+    assert_eq!(world.get("").await.status(), 200);
+    let answer = world.raw("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi").await;
+    assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+    assert_eq!((world.count(Counter::Retried), world.count(Counter::UpstreamError)), (0, 1));
+    assert_eq!(world.notice().await, Notice::Unreachable { backend: BackendId::new(0, 1) });
+}
+
+#[tokio::test]
+async fn connections_to_a_worker_are_kept_and_load_is_given_back() {
+    let workers = workers(1).await;
+    let world = world(route(Affinity::Ip, routes(&workers))).await;
+    for _ in 0..5 {
+        world.get("").await;
+    }
+    assert_eq!(workers[0].connections.load(SeqCst), 1);
+    let load = &workers[0].route.load;
+    assert_eq!((load.open.load(Relaxed), load.requests.load(Relaxed)), (0, 5));
+}
+
+#[tokio::test]
+async fn draining_finishes_what_is_open_and_then_ends() {
+    let workers = workers(1).await;
+    let world = world(route(Affinity::Cookie, vec![])).await;
+    let (answer, ()) = tokio::join!(world.raw("GET / HTTP/1.1\r\nHost: a\r\n\r\n"), async {
+        world.notice().await;
+        world.shutdown.send_replace(Shutdown::Draining);
+        world.publish(route(Affinity::Cookie, routes(&workers)));
+    });
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+    soon("the listener's end", world.served).await.unwrap().unwrap();
+}

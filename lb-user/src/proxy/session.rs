@@ -1,0 +1,141 @@
+//! Which worker a client with, or without, a cookie belongs to. Pure; `admit` reserves and waits.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use lb_common::abi::BackendId;
+
+use crate::routing::WorkerRoute;
+
+/// A worker, and how the client came by it.
+#[derive(Clone, Copy)]
+pub enum Pick<'a> {
+    /// The cookie names this live process, draining or not.
+    Kept(&'a WorkerRoute),
+    /// No cookie that counts.
+    New(&'a WorkerRoute),
+    /// The cookie names a process that is gone.
+    Rebound(&'a WorkerRoute),
+}
+
+/// The worker for a client whose cookie names `incarnation`; `None` when no worker takes new clients.
+/// `shunned` just refused a connection and gets no new client for now.
+pub fn pick(workers: &[WorkerRoute], incarnation: Option<u64>, shunned: Option<BackendId>) -> Option<Pick<'_>> {
+    let Some(incarnation) = incarnation else {
+        return least_loaded(workers, shunned).map(Pick::New);
+    };
+    match workers.iter().find(|worker| worker.incarnation == incarnation) {
+        Some(worker) => Some(Pick::Kept(worker)),
+        None => least_loaded(workers, shunned).map(Pick::Rebound),
+    }
+}
+
+fn least_loaded(workers: &[WorkerRoute], shunned: Option<BackendId>) -> Option<&WorkerRoute> {
+    workers
+        .iter()
+        .filter(|worker| !worker.draining && Some(worker.backend) != shunned)
+        .min_by_key(|worker| (worker.load.open.load(Relaxed), worker.load.assigned.load(Relaxed)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn worker(number: u32, incarnation: u64, draining: bool) -> WorkerRoute {
+        WorkerRoute {
+            number,
+            backend: BackendId::new(number, 1),
+            incarnation,
+            draining,
+            address: ([127, 0, 0, 1], 1).into(),
+            load: std::sync::Arc::default(),
+        }
+    }
+
+    fn picked(pick: Option<Pick<'_>>) -> Option<(&'static str, u32)> {
+        pick.map(|pick| match pick {
+            Pick::Kept(worker) => ("kept", worker.number),
+            Pick::New(worker) => ("new", worker.number),
+            Pick::Rebound(worker) => ("rebound", worker.number),
+        })
+    }
+
+    #[test]
+    fn a_newcomer_gets_the_least_loaded_worker_that_is_not_draining() {
+        let workers = [worker(0, 10, false), worker(1, 11, false), worker(2, 12, true)];
+        workers[0].load.open.store(1, Relaxed);
+        workers[1].load.assigned.store(9, Relaxed);
+        assert_eq!(picked(pick(&workers, None, None)), Some(("new", 1)), "open connections weigh first");
+        workers[0].load.open.store(0, Relaxed);
+        assert_eq!(picked(pick(&workers, None, None)), Some(("new", 0)), "then clients ever assigned");
+        assert_eq!(picked(pick(&workers, None, Some(workers[0].backend))), Some(("new", 1)));
+    }
+
+    #[test]
+    fn a_draining_worker_keeps_its_users_and_gets_no_others() {
+        let workers = [worker(0, 10, true)];
+        assert_eq!(picked(pick(&workers, Some(10), None)), Some(("kept", 0)));
+        assert_eq!(picked(pick(&workers, None, None)), None);
+        assert_eq!(picked(pick(&workers, Some(99), None)), None);
+    }
+
+    #[test]
+    fn the_successor_of_a_dead_process_is_not_taken_for_it() {
+        let workers = [worker(0, 20, false)];
+        assert_eq!(picked(pick(&workers, Some(10), None)), Some(("rebound", 0)));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Dies(usize),
+        Drains(usize),
+        Visits(usize),
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            1 => (0_usize..4).prop_map(Event::Dies),
+            1 => (0_usize..4).prop_map(Event::Drains),
+            6 => (0_usize..20).prop_map(Event::Visits),
+        ]
+    }
+
+    proptest! {
+        /// Users visit while workers die (and are replaced in place) and begin to drain.
+        #[test]
+        fn a_live_cookie_always_reaches_its_own_process(events in prop::collection::vec(event(), 1..200)) {
+            let mut next_incarnation = 100;
+            let mut workers: Vec<_> = (0..4).map(|n| worker(n, u64::from(n) + 1, false)).collect();
+            let mut cookies = [None; 20];
+            for event in events {
+                match event {
+                    Event::Dies(n) => {
+                        next_incarnation += 1;
+                        workers[n] = worker(n as u32, next_incarnation, false);
+                    }
+                    Event::Drains(n) => workers[n].draining = true,
+                    Event::Visits(user) => {
+                        let lives = cookies[user].is_some_and(|named| workers.iter().any(|w| w.incarnation == named));
+                        match (cookies[user], pick(&workers, cookies[user], None)) {
+                            (Some(named), Some(Pick::Kept(worker))) => prop_assert_eq!(worker.incarnation, named),
+                            (Some(_), Some(Pick::Rebound(worker))) => {
+                                prop_assert!(!lives, "moved although its process lives");
+                                prop_assert!(!worker.draining);
+                                cookies[user] = Some(worker.incarnation);
+                            }
+                            (None, Some(Pick::New(worker))) => {
+                                prop_assert!(!worker.draining);
+                                cookies[user] = Some(worker.incarnation);
+                            }
+                            (_, None) => {
+                                prop_assert!(!lives);
+                                prop_assert!(workers.iter().all(|w| w.draining), "refused although one has room");
+                            }
+                            (cookie, Some(pick)) => prop_assert!(false, "{:?} for {cookie:?}", picked(Some(pick))),
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! A connection that switched protocols: bytes both ways until both ends are done. Holds no buffer while it is idle.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use lb_common::abi::BackendId;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::admit::Place;
+use super::counters::{Counter, Counters};
+use super::limits::{HANDOFF_TIMEOUT, TUNNEL_CHUNK_BYTES, TUNNEL_HALF_CLOSED, TUNNEL_REBIND};
+use super::listen::Connection;
+
+/// Open tunnels per backend. hyper forgets a connection once it is upgraded; draining must not.
+#[derive(Default)]
+pub struct Tunnels(Mutex<HashMap<BackendId, usize>>);
+
+impl Tunnels {
+    pub fn open(&self) -> usize {
+        self.table().values().sum()
+    }
+
+    pub fn open_at(&self, backend: BackendId) -> usize {
+        self.table().get(&backend).copied().unwrap_or(0)
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<BackendId, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One open tunnel in the registry.
+struct Entry<'a> {
+    tunnels: &'a Tunnels,
+    counters: &'a Counters,
+    backend: BackendId,
+}
+
+impl<'a> Entry<'a> {
+    fn new(tunnels: &'a Tunnels, counters: &'a Counters, backend: BackendId) -> Self {
+        *tunnels.table().entry(backend).or_insert(0) += 1;
+        counters.add(Counter::TunnelsOpened);
+        Self { tunnels, counters, backend }
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        let mut table = self.tunnels.table();
+        if let Some(open) = table.get_mut(&self.backend) {
+            *open -= 1;
+            if *open == 0 {
+                table.remove(&self.backend);
+            }
+        }
+        self.counters.add(Counter::TunnelsClosed);
+    }
+}
+
+/// Runs a tunnel from the worker's 101 to its end. The client's half becomes free when the 101 has been written.
+pub async fn run(connection: Arc<Connection>, place: Place, client: OnUpgrade, worker: OnUpgrade) {
+    let inner = &connection.proxy;
+    let Place { worker: route, load: _load, binding, .. } = place;
+    let both = async { tokio::try_join!(client, worker) };
+    let (client, worker) = match timeout(HANDOFF_TIMEOUT, both).await {
+        Ok(Ok(upgraded)) => upgraded,
+        Ok(Err(error)) => return tracing::debug!(%error, "tunnel not opened: an end went away"),
+        Err(_) => return tracing::debug!("tunnel not opened: the 101 was not taken in time"),
+    };
+    let (Ok((mut client, to_worker)), Ok((mut worker, to_client))) = (into_tcp(client), into_tcp(worker)) else {
+        return tracing::error!("tunnel not opened: an upgraded connection is not the TCP stream it was");
+    };
+    let backend = route.backend;
+    drop(route);
+    let _entry = Entry::new(&inner.tunnels, &inner.counters, backend);
+    let mut shutdown = connection.shutdown.clone();
+    let end = async {
+        tokio::select! {
+            ended = copy(&mut client, &mut worker, to_worker, to_client) => ended,
+            () = super::listen::stopped(&mut shutdown) => Ok(()),
+        }
+    };
+    let rebind = || {
+        if let Some(key) = &binding {
+            inner.routing.bindings.bind(key, backend);
+        }
+    };
+    if let Err(error) = refreshed(end, rebind).await {
+        tracing::debug!(%error, backend = backend.0, "tunnel broke");
+    }
+}
+
+/// Waits for `end`, and calls `refresh` every [`TUNNEL_REBIND`] until then.
+async fn refreshed<T>(end: impl Future<Output = T>, refresh: impl Fn()) -> T {
+    let mut end = pin!(end);
+    loop {
+        if let Ok(ended) = timeout(TUNNEL_REBIND, end.as_mut()).await {
+            return ended;
+        }
+        refresh();
+    }
+}
+
+/// The TCP stream under an upgraded connection, and what had been read from it beyond the head.
+fn into_tcp(upgraded: Upgraded) -> Result<(TcpStream, Bytes), Upgraded> {
+    let parts = upgraded.downcast::<TokioIo<TcpStream>>()?;
+    Ok((parts.io.into_inner(), parts.read_buf))
+}
+
+/// Copies both ways until both directions have ended, or one broke, or one has ended and the other goes on for longer
+/// than [`TUNNEL_HALF_CLOSED`]. `to_b` and `to_a` go first.
+async fn copy<A, B>(a: &mut A, b: &mut B, to_b: Bytes, to_a: Bytes) -> io::Result<()>
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut forth = Flow { pending: to_b, state: State::Reading };
+    let mut back = Flow { pending: to_a, state: State::Reading };
+    let mut poll = |cx: &mut Context<'_>, both: bool| {
+        let forth = forth.poll(cx, a, b)?.is_ready();
+        let back = back.poll(cx, b, a)?.is_ready();
+        if (forth && back) || (!both && (forth || back)) { Poll::Ready(io::Result::Ok(())) } else { Poll::Pending }
+    };
+    poll_fn(|cx| poll(cx, false)).await?;
+    timeout(TUNNEL_HALF_CLOSED, poll_fn(|cx| poll(cx, true))).await.unwrap_or(Ok(()))
+}
+
+/// One direction of a tunnel.
+struct Flow {
+    /// Read but not yet written.
+    pending: Bytes,
+    state: State,
+}
+
+#[derive(PartialEq, Eq)]
+enum State {
+    Reading,
+    /// The reader is at its end; the writer must be told.
+    Ending,
+    Done,
+}
+
+thread_local! {
+    /// Data is in here only within one poll; what cannot be written at once moves to the flow that it belongs to.
+    static CHUNK: RefCell<Box<[u8]>> = RefCell::new(vec![0; TUNNEL_CHUNK_BYTES].into());
+}
+
+impl Flow {
+    fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<io::Result<()>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        loop {
+            while self.pending.has_remaining() {
+                match ready!(Pin::new(&mut *to).poll_write(cx, &self.pending))? {
+                    0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    written => self.pending.advance(written),
+                }
+            }
+            match self.state {
+                State::Reading => {
+                    // Frees what a burst left behind: an empty slice still owns its allocation.
+                    self.pending = Bytes::new();
+                    ready!(CHUNK.with_borrow_mut(|chunk| self.pass_chunk(cx, chunk, from, to)))?;
+                }
+                State::Ending => {
+                    ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
+                    self.state = State::Done;
+                }
+                State::Done => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    /// Reads once and writes what it can.
+    fn pass_chunk<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunk: &mut [u8],
+        from: &mut R,
+        to: &mut W,
+    ) -> Poll<io::Result<()>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let mut read = ReadBuf::new(chunk);
+        ready!(Pin::new(from).poll_read(cx, &mut read))?;
+        let data = read.filled();
+        if data.is_empty() {
+            self.state = State::Ending;
+            return Poll::Ready(Ok(()));
+        }
+        let written = match Pin::new(to).poll_write(cx, data) {
+            Poll::Ready(written) => written?,
+            Poll::Pending => 0,
+        };
+        self.pending = Bytes::copy_from_slice(&data[written..]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::time::sleep;
+
+    #[tokio::test]
+    async fn bytes_pass_both_ways_through_pipes_smaller_than_a_chunk() {
+        let (mut client, mut client_side) = duplex(7);
+        let (mut worker, mut worker_side) = duplex(5);
+        let tunnel = tokio::spawn(async move {
+            copy(&mut client_side, &mut worker_side, Bytes::from_static(b"early "), Bytes::from_static(b"greeting "))
+                .await
+        });
+        let sent: Vec<u8> = (0..100_000_u32).map(|n| n as u8).collect();
+        let upload = sent.clone();
+        let client = tokio::spawn(async move {
+            let mut answer = String::new();
+            client.write_all(&upload).await.unwrap();
+            client.shutdown().await.unwrap();
+            client.read_to_string(&mut answer).await.unwrap();
+            answer
+        });
+        let mut received = Vec::new();
+        worker.read_to_end(&mut received).await.unwrap();
+        assert_eq!(&received[..6], b"early ");
+        assert_eq!(&received[6..], sent);
+        worker.write_all(b"after the client's end").await.unwrap();
+        worker.shutdown().await.unwrap();
+        assert_eq!(client.await.unwrap(), "greeting after the client's end");
+        tunnel.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_half_closed_tunnel_ends_after_its_time() {
+        let (mut client, mut client_side) = duplex(64);
+        let (_silent, mut worker_side) = duplex(64);
+        client.shutdown().await.unwrap();
+        copy(&mut client_side, &mut worker_side, Bytes::new(), Bytes::new()).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_binding_is_refreshed_for_as_long_as_the_tunnel_is_open() {
+        let refreshed_times = Cell::new(0);
+        refreshed(sleep(TUNNEL_REBIND * 5 / 2), || refreshed_times.set(refreshed_times.get() + 1)).await;
+        assert_eq!(refreshed_times.get(), 2);
+    }
+}

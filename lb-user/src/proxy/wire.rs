@@ -1,0 +1,197 @@
+//! Messages on the wire, and tunnels: what passes, what ends here, what is refused.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_tungstenite::client_async;
+use tokio_tungstenite::tungstenite::Message;
+
+use super::testing::*;
+use super::{Counter, Shutdown};
+use crate::config::Affinity;
+
+#[tokio::test]
+async fn the_worker_sees_the_request_and_the_client_the_answer_without_hop_by_hop_headers() {
+    let workers = workers(1).await;
+    let world = world(route(Affinity::Ip, routes(&workers))).await;
+    let request = "PUT /a%20b?q=1 HTTP/1.1\r\nHost: app:8080\r\nConnection: close, X-Gone, Cookie\r\nX-Gone: 1\r\n\
+                   Cookie: a=1\r\nX-Forwarded-For: 6.6.6.6\r\nTransfer-Encoding: chunked\r\n\r\n\
+                   3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
+    let answer = world.raw(request).await;
+    for seen in [
+        "PUT /a%20b?q=1\n",
+        "host: app:8080\n",
+        "cookie: a=1\n",
+        "x-forwarded-for: 127.0.0.1\n",
+        "forwarded: for=127.0.0.1;proto=http;host=\"app:8080\"\n",
+        "body \"abcde\"\n",
+        "x-kept: 1\r\n",
+    ] {
+        assert!(answer.contains(seen), "{seen:?} is missing in {answer}");
+    }
+    for gone in ["x-gone", "6.6.6.6", "x-hop"] {
+        assert!(!answer.contains(gone), "{gone:?} must not pass: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn bad_requests_are_answered_here() {
+    let workers = workers(1).await;
+    let world = world(route(Affinity::Ip, routes(&workers))).await;
+    let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X-A: 1\r\n".repeat(120));
+    let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX-A: {}\r\n\r\n", "x".repeat(40 * 1024));
+    let cases = [
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a@b/c\r\n\r\n", 400),
+        ("GET http://u@b/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("get / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+        ("CONNECT b:443 HTTP/1.1\r\nHost: b:443\r\n\r\n", 501),
+        ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 204),
+        ("PUT / HTTP/1.1\r\nHost: a\r\nExpect: cake\r\n\r\n", 417),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\nContent-Length: 1\r\n\r\nb", 400),
+        (&many, 431),
+        (&long, 431),
+    ];
+    for (request, expected) in cases {
+        let closing = request.replacen("\r\n", "\r\nConnection: close\r\n", 1);
+        let request = if request.contains("Upgrade") { request } else { &closing };
+        let mut stream = world.connect().await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut status = [0; 12];
+        soon(request, stream.read_exact(&mut status)).await.unwrap();
+        assert_eq!(status, format!("HTTP/1.1 {expected}").as_bytes(), "{request:?}");
+    }
+    assert_eq!(world.count(Counter::UpstreamError), 0, "the worker is blamed for nothing");
+}
+
+#[tokio::test]
+async fn of_two_framings_the_worker_sees_one() {
+    let workers = workers(1).await;
+    let world = world(route(Affinity::Ip, routes(&workers))).await;
+    let head =
+        "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let answer = world.raw(&format!("{head}3\r\nabc\r\n0\r\n\r\n")).await;
+    assert!(answer.contains("body \"abc\"") && !answer.contains("content-length: 1\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_absolute_target_wins_and_http_1_0_is_served() {
+    let workers = workers(1).await;
+    let world = world(route(Affinity::Ip, routes(&workers))).await;
+    let answer = world.raw("GET http://b/p?q HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert!(answer.contains("GET /p?q\n") && answer.contains("host: b\n"), "{answer}");
+    let old = world.raw("GET /p HTTP/1.0\r\n\r\n").await;
+    assert!(old.starts_with("HTTP/1.0 200") && old.contains(&format!("host: {}\n", world.address)), "{old}");
+}
+
+#[tokio::test]
+async fn an_answer_streams_as_it_is_made() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let world = world(route(Affinity::Ip, vec![worker_at(0, listener.local_addr().unwrap())])).await;
+    let mut client = world.connect().await;
+    client.write_all(b"GET /events HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let (mut worker, _) = soon("the worker's connection", listener.accept()).await.unwrap();
+    worker.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n").await.unwrap();
+    for n in 0..3 {
+        // The next event is made only after the client has seen this one.
+        worker.write_all(format!("data: {n}\n\n").as_bytes()).await.unwrap();
+        let mut seen = String::new();
+        while !seen.contains(&format!("data: {n}\n\n")) {
+            seen.push(char::from(soon("an event", client.read_u8()).await.unwrap()));
+        }
+    }
+    let load = world.proxy.0.route(0).unwrap().workers[0].load.clone();
+    assert_eq!(load.open.load(Relaxed), 1, "a streaming answer is an open request");
+    drop(client);
+    until("the load to be given back", || load.open.load(Relaxed) == 0).await;
+    let mut rest = Vec::new();
+    drop(soon("the worker to be told", worker.read_to_end(&mut rest)).await);
+}
+
+#[tokio::test]
+async fn trailers_survive() {
+    let answer =
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n1\r\na\r\n0\r\nx-sum: 7\r\n\r\n";
+    let world = world(route(Affinity::Ip, vec![raw_worker(0, move |_, _| answer).await])).await;
+    assert!(world.get("TE: trailers\r\n").await.0.ends_with("0\r\nx-sum: 7\r\n\r\n"));
+}
+
+#[tokio::test]
+async fn a_worker_that_talks_nonsense_is_a_502() {
+    for nonsense in
+        ["nonsense\r\n\r\n", "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n"]
+    {
+        let world = world(route(Affinity::Ip, vec![raw_worker(0, move |_, _| nonsense).await])).await;
+        assert_eq!(world.get("").await.status(), 502, "{nonsense}");
+        assert_eq!(world.count(Counter::UpstreamError), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_websocket_is_tunnelled_with_its_cookie_on_the_101() {
+    let workers = workers(2).await;
+    let world = world(route(Affinity::Cookie, routes(&workers))).await;
+    let url = format!("ws://{}/websocket/", world.address);
+    let (mut socket, response) = client_async(&url, world.connect().await).await.unwrap();
+    assert_eq!(response.status(), 101);
+    let cookie = response.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
+    for size in [0, 1, 125, 70_000, 1_000_000] {
+        let message = Message::binary(vec![7; size]);
+        socket.send(message.clone()).await.unwrap();
+        assert_eq!(soon("the echo", socket.next()).await.unwrap().unwrap(), message);
+    }
+    assert_eq!(world.proxy.open_tunnels(), 1);
+    let host = workers.iter().find(|w| w.route.load.open.load(Relaxed) == 1).expect("a tunnel is open load");
+    assert_eq!(world.proxy.open_tunnels_at(host.route.backend), 1);
+    let page = world.get(&format!("Cookie: {cookie}\r\n")).await;
+    assert_eq!(page.worker(), host.route.number, "the page joins its socket");
+    socket.close(None).await.unwrap();
+    while soon("the close", socket.next()).await.is_some() {}
+    drop(socket);
+    until("the tunnel to be forgotten", || world.proxy.open_tunnels() == 0).await;
+    until("the load to be given back", || host.route.load.open.load(Relaxed) == 0).await;
+    assert_eq!((world.count(Counter::TunnelsOpened), world.count(Counter::TunnelsClosed)), (1, 1));
+}
+
+#[tokio::test]
+async fn what_a_worker_says_right_after_its_101_is_not_lost() {
+    let eager = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: greet\r\n\r\nhello";
+    let world = world(route(Affinity::Ip, vec![raw_worker(0, move |_, _| eager).await])).await;
+    let mut client = world.connect().await;
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: greet\r\n\r\n").await.unwrap();
+    let mut seen = String::new();
+    while !seen.ends_with("\r\n\r\nhello") {
+        seen.push(char::from(soon("the greeting", client.read_u8()).await.unwrap()));
+    }
+    assert!(seen.contains("upgrade: greet\r\n") && seen.contains("connection: upgrade\r\n"), "{seen}");
+}
+
+#[tokio::test]
+async fn a_worker_may_refuse_to_switch() {
+    let refusal = "HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno";
+    let world = world(route(Affinity::Ip, vec![raw_worker(0, move |_, _| refusal).await])).await;
+    let error = client_async(format!("ws://{}/", world.address), world.connect().await).await.unwrap_err();
+    assert!(error.to_string().contains("403"), "{error}");
+    assert_eq!(world.count(Counter::TunnelsOpened), 0);
+}
+
+#[tokio::test]
+async fn draining_leaves_tunnels_open_and_now_ends_them() {
+    let workers = workers(1).await;
+    let world = world(route(Affinity::Ip, routes(&workers))).await;
+    let url = format!("ws://{}/", world.address);
+    let (mut socket, _) = client_async(&url, world.connect().await).await.unwrap();
+    world.shutdown.send_replace(Shutdown::Draining);
+    socket.send(Message::text("still here")).await.unwrap();
+    assert_eq!(soon("the echo", socket.next()).await.unwrap().unwrap(), Message::text("still here"));
+    assert!(!world.served.is_finished(), "the listener waits for its tunnel");
+    world.shutdown.send_replace(Shutdown::Now);
+    let end = soon("the tunnel's end", socket.next()).await;
+    assert!(!matches!(end, Some(Ok(_))), "{end:?}");
+    soon("the listener's end", world.served).await.unwrap().unwrap();
+}

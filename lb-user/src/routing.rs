@@ -1,0 +1,134 @@
+//! What control publishes and the HTTP path reads: an immutable picture of apps and workers, and two ways back
+//! (a request for a worker, a report that one cannot be reached).
+//!
+//! Nothing here decides; `control` makes snapshots and `proxy` follows them.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::time::Duration;
+
+use lb_common::abi::{BackendId, Binding, BindingKey, Service, Slot};
+use lb_common::addr::Addr;
+use lb_common::affinity::{self, Choice, Tables};
+use tokio::sync::{mpsc, watch};
+
+use crate::config::{Affinity, Cookie};
+
+/// All apps, as they are now.
+#[derive(Clone, Default)]
+pub struct Snapshot {
+    /// By app number, the order of the configuration.
+    pub apps: Vec<Arc<AppRoute>>,
+}
+
+/// One app, as it is now.
+pub struct AppRoute {
+    pub name: Arc<str>,
+    /// Index in [`Snapshot::apps`], and the app number in the datapath's tables.
+    pub app: u32,
+    pub affinity: Affinity,
+    pub cookie: Arc<Cookie>,
+    /// A request is held this long for a worker, at most.
+    pub hold: Duration,
+    /// Prefixes, seed and timeouts as the datapath has them.
+    pub service: Service,
+    pub ring: Arc<[Slot]>,
+    /// Workers that can be sent requests: ready ones, and draining ones for whom they know.
+    pub workers: Vec<WorkerRoute>,
+    /// Why there will be no worker, when the app has failed: the reason that `homing status` prints.
+    pub failed: Option<Arc<str>>,
+}
+
+#[derive(Clone)]
+pub struct WorkerRoute {
+    /// `N` of `APP/N`.
+    pub number: u32,
+    pub backend: BackendId,
+    /// Random name of this very process; what a cookie names.
+    pub incarnation: u64,
+    /// Takes no new clients.
+    pub draining: bool,
+    pub address: SocketAddr,
+    pub load: Arc<Load>,
+}
+
+/// What the HTTP path counts per worker process.
+#[derive(Default)]
+pub struct Load {
+    /// Requests and tunnels in flight.
+    pub open: AtomicU32,
+    /// Clients ever assigned to it by cookie.
+    pub assigned: AtomicU64,
+    /// Requests ever forwarded to it.
+    pub requests: AtomicU64,
+}
+
+/// Client → backend bindings of address affinity, wherever they are kept (BPF map, or memory without one).
+pub trait Bindings: Send + Sync {
+    fn get(&self, key: &BindingKey) -> Option<Binding>;
+    /// Binds the client to `backend`, or refreshes the binding. Cheap enough to call once a request.
+    fn bind(&self, key: &BindingKey, backend: BackendId);
+    /// All bindings, in no order; those written meanwhile may be missing.
+    fn all(&self) -> Vec<(BindingKey, Binding)>;
+    /// Seconds of CLOCK_MONOTONIC, as bindings are stamped.
+    fn now_s(&self) -> u32;
+}
+
+/// What the HTTP path tells control.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A request is held because no worker can take it.
+    Demand { app: u32 },
+    /// A connection to the worker was refused or broke before an answer.
+    Unreachable { backend: BackendId },
+}
+
+/// The HTTP path's connection to the rest of homing. Cheap to clone.
+#[derive(Clone)]
+pub struct RoutingHandle {
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub notices: mpsc::Sender<Notice>,
+    pub bindings: Arc<dyn Bindings>,
+}
+
+impl AppRoute {
+    /// The datapath's own decision for this address, made in user space over the same tables.
+    pub fn choose(&self, bindings: &dyn Bindings, address: IpAddr) -> Choice {
+        // What the kernel leaves to the HTTP path is decided here by address all the same.
+        let service = Service { flags: 0, ..self.service };
+        affinity::choose(&RouteTables { route: self, bindings }, &service, Addr::from(address))
+    }
+
+    /// The key under which the client with this address is bound.
+    pub fn binding_key(&self, address: IpAddr) -> BindingKey {
+        BindingKey { client: affinity::client_of(&self.service, Addr::from(address)), app: self.app, reserved: 0 }
+    }
+
+    pub fn worker(&self, backend: BackendId) -> Option<&WorkerRoute> {
+        self.workers.iter().find(|worker| worker.backend == backend)
+    }
+}
+
+struct RouteTables<'a> {
+    route: &'a AppRoute,
+    bindings: &'a dyn Bindings,
+}
+
+impl Tables for RouteTables<'_> {
+    fn slot(&self, _app: u32, index: u32) -> Option<Slot> {
+        self.route.ring.get(index as usize).copied()
+    }
+
+    fn binding(&self, key: &BindingKey) -> Option<Binding> {
+        self.bindings.get(key)
+    }
+
+    fn is_live(&self, backend: BackendId) -> bool {
+        self.route.worker(backend).is_some()
+    }
+
+    fn now_s(&self) -> u32 {
+        self.bindings.now_s()
+    }
+}

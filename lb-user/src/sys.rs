@@ -1,0 +1,84 @@
+//! What the compiler cannot check: steps between fork and exec, and handing a pidfd to the runtime. It decides nothing and
+//! knows nothing of workers; who calls it needs no `unsafe`.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::io::Errno;
+use rustix::process::{Gid, Uid};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Descriptors from here on are not for the new program: 0, 1 and 2 are its input and outputs.
+const FIRST_PRIVATE_FD: libc::c_uint = 3;
+
+/// Whom a program runs as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) uid: Uid,
+    pub(crate) gid: Gid,
+    /// All groups, the supplementary ones too.
+    pub(crate) groups: Vec<Gid>,
+}
+
+/// Makes the program start as the leader of a session of its own, as `identity` where given, with no capabilities lent
+/// to homing by its service manager and no descriptors but the standard three.
+pub(crate) fn detach(command: &mut Command, identity: Option<Identity>) {
+    let prepare = move || {
+        rustix::process::setsid()?;
+        close_private_fds_on_exec()?;
+        clear_ambient_capabilities()?;
+        if let Some(identity) = &identity {
+            // The user last: whoever is no longer root can change no groups.
+            rustix::thread::set_thread_groups(&identity.groups)?;
+            rustix::thread::set_thread_res_gid(identity.gid, identity.gid, identity.gid)?;
+            rustix::thread::set_thread_res_uid(identity.uid, identity.uid, identity.uid)?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed. `prepare` makes plain system calls on data
+    // that was allocated before the fork; it allocates nothing, takes no lock, and its errors are bare numbers. That the
+    // identity calls change one thread only is no concern: the child has only this one.
+    unsafe {
+        command.pre_exec(prepare);
+    }
+}
+
+/// Registers a descriptor with the runtime, which will say when it can be read.
+pub(crate) fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` always names the same open descriptor, and is closed only after `AsyncFd` deregistered it.
+    let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+    registered.map_err(|error| error.into_parts().1)
+}
+
+/// A descriptor that homing itself was started with, by someone who forgot O_CLOEXEC, must not reach the workers.
+fn close_private_fds_on_exec() -> io::Result<()> {
+    // SAFETY: takes integers only, and marks descriptors rather than closing them, so nobody's descriptor goes away here.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            FIRST_PRIVATE_FD,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC as libc::c_uint,
+        )
+    };
+    if answer == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        // Linux before 5.11 (no such flag) or before 5.9 (no such call): homing's own descriptors carry O_CLOEXEC anyway.
+        error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) => Ok(()),
+        error => Err(error),
+    }
+}
+
+fn clear_ambient_capabilities() -> io::Result<()> {
+    match rustix::thread::clear_ambient_capability_set() {
+        // Kernels before 4.3 have none to clear.
+        Ok(()) | Err(Errno::INVAL) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,17 @@
+//! Worker processes: starting, watching, killing and adopting them, finding the sockets they listen on, and asking
+//! whether they answer. Nothing here decides anything; `control` does.
+
+pub mod listener;
+pub mod port;
+pub mod probe;
+pub mod process;
+mod procfs;
+pub mod program;
+pub mod spawn;
+#[cfg(test)]
+mod testing;
+
+pub use listener::Listener;
+pub use process::{Exit, Process};
+pub use rustix::process::Signal;
+pub use spawn::{Spawned, Spec, spawn};

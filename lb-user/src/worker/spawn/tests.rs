@@ -1,0 +1,182 @@
+//! Scenarios of `spawn`.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::worker::testing::spec;
+use crate::worker::{Exit, Process};
+
+/// Runs the command to its end and returns what it wrote.
+async fn output_of(spec: &Spec) -> String {
+    let process = Process::new(spawn(spec).expect("it starts")).expect("it is watched");
+    let exit = process.exited().await;
+    let output = fs::read_to_string(&spec.log).expect("there is a log");
+    assert_eq!(exit, Exit::Code(0), "{output}");
+    output
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+fn refusal(spec: &Spec) -> String {
+    spawn(spec).expect_err("it must not start").to_string()
+}
+
+#[tokio::test]
+async fn the_environment_is_clean() {
+    let folder = folder();
+    let mut spec = spec(folder.path(), &["/usr/bin/env"]);
+    spec.env =
+        BTreeMap::from([("R_MAX_VSIZE".to_owned(), "2GB".to_owned()), ("HOMING_APP".to_owned(), "a lie".to_owned())]);
+    assert!(env::vars().any(|(name, _)| name.starts_with("CARGO")), "the test's own environment has more");
+    let output = output_of(&spec).await;
+    let names: Vec<&str> = {
+        let mut names: Vec<&str> = output.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
+        names.sort_unstable();
+        names
+    };
+    assert_eq!(names, ["HOME", "HOMING_APP", "HOMING_WORKER", "LANG", "PATH", "PORT", "R_MAX_VSIZE", "USER"]);
+    for line in ["HOMING_APP=sales", "HOMING_WORKER=sales/2", "R_MAX_VSIZE=2GB", &format!("PORT={}", spec.port)] {
+        assert!(output.lines().any(|seen| seen == line), "no {line} in\n{output}");
+    }
+}
+
+#[tokio::test]
+async fn the_port_is_put_into_arguments() {
+    let folder = folder();
+    let spec = spec(folder.path(), &["echo", "--port", "{port}", "--url=http://x:{port}/{port}", "{other}"]);
+    let port = spec.port;
+    assert_eq!(output_of(&spec).await, format!("--port {port} --url=http://x:{port}/{port} {{other}}\n"));
+}
+
+#[tokio::test]
+async fn output_and_errors_are_appended_to_the_log() {
+    let folder = folder();
+    let spec = spec(folder.path(), &["sh", "-c", "echo out; echo err >&2"]);
+    fs::write(&spec.log, "before\n").expect("written");
+    output_of(&spec).await;
+    assert_eq!(output_of(&spec).await, "before\nout\nerr\nout\nerr\n");
+}
+
+#[tokio::test]
+async fn it_runs_in_its_directory_and_leads_a_session_of_its_own() {
+    let folder = folder();
+    let script = "pwd -P; echo $$; cut -d' ' -f6 /proc/$$/stat";
+    let output = output_of(&spec(folder.path(), &["sh", "-c", script])).await;
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(Path::new(lines[0]), folder.path().canonicalize().expect("it is there"));
+    assert_eq!(lines[1], lines[2], "session {} of process {}", lines[2], lines[1]);
+}
+
+#[tokio::test]
+async fn a_descriptor_that_somebody_forgot_to_close_is_not_inherited() {
+    let folder = folder();
+    let leaked = File::open("/dev/null").expect("it is there");
+    rustix::io::fcntl_setfd(&leaked, rustix::io::FdFlags::empty()).expect("no longer closed on exec");
+    let output = output_of(&spec(folder.path(), &["sh", "-c", "ls /proc/$$/fd; readlink /proc/$$/fd/0"])).await;
+    // A shell may keep its script's end at 10 or above; what homing had open would come right after 2.
+    assert_eq!(output, "0\n1\n2\n/dev/null\n");
+}
+
+#[tokio::test]
+async fn another_user_is_taken_on_with_its_groups_and_nothing_of_root() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can start workers as another user");
+        return;
+    }
+    let folder = folder();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("changed");
+    let script = "id -un; id -Gn; echo $HOME $USER; grep -E 'CapEff|CapAmb' /proc/$$/status";
+    let mut spec = spec(folder.path(), &["sh", "-c", script]);
+    spec.user = Some("nobody".to_owned());
+    let output = output_of(&spec).await;
+    let lines: Vec<&str> = output.lines().collect();
+    let nobody = User::from_name("nobody").expect("looked up").expect("every Linux has one");
+    assert_eq!(lines[0], "nobody");
+    assert!(!lines[1].split(' ').any(|group| group == "root"), "{output}");
+    assert_eq!(lines[2], format!("{} nobody", nobody.dir.display()));
+    for line in &lines[3..] {
+        assert!(line.ends_with("\t0000000000000000"), "{output}");
+    }
+}
+
+#[test]
+fn an_unknown_user_is_named() {
+    let folder = folder();
+    let mut spec = spec(folder.path(), &["true"]);
+    spec.user = Some("shiny-of-nobody".to_owned());
+    assert_eq!(
+        refusal(&spec),
+        "app `sales`: there is no user `shiny-of-nobody` on this machine; create it, or correct `user`"
+    );
+}
+
+#[test]
+fn a_command_that_is_not_there_is_named_with_where_it_was_looked_for() {
+    let folder = folder();
+    let mut spec = spec(folder.path(), &["uvicorn-of-nobody", "app:app"]);
+    spec.env = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
+    assert_eq!(
+        refusal(&spec),
+        "app `sales`: command `uvicorn-of-nobody` was not found on PATH (/usr/bin:/bin); \
+         install it, or give its full path in `command`"
+    );
+    spec.command = vec!["/srv/nowhere/run".to_owned()];
+    assert_eq!(
+        refusal(&spec),
+        "app `sales`: command `/srv/nowhere/run` does not exist; install it, or correct `command`"
+    );
+}
+
+#[test]
+fn a_file_that_is_not_executable_is_named_with_the_remedy() {
+    let folder = folder();
+    let path = folder.path().join("run.sh");
+    fs::write(&path, "#!/bin/sh\n").expect("written");
+    let shown = path.display();
+    assert_eq!(
+        refusal(&spec(folder.path(), &[&shown.to_string()])),
+        format!(
+            "app `sales`: command `{shown}` is not an executable file; \
+                 make it one (chmod +x {shown}), or correct `command`"
+        )
+    );
+}
+
+#[test]
+fn a_script_whose_interpreter_is_missing_is_told_from_a_missing_script() {
+    let folder = folder();
+    let path = folder.path().join("run.sh");
+    fs::write(&path, "#!/usr/bin/python-of-nobody\n").expect("written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("changed");
+    assert!(matches!(spawn(&spec(folder.path(), &["./run.sh"])), Err(SpawnError::Interpreter { .. })));
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_named() {
+    let folder = folder();
+    let mut spec = spec(folder.path(), &["true"]);
+    spec.directory = PathBuf::from("/srv/nowhere");
+    assert_eq!(
+        refusal(&spec),
+        "app `sales`: directory `/srv/nowhere` cannot be used: No such file or directory (os error 2); \
+         create it, or correct `directory`"
+    );
+    spec.directory = PathBuf::from("/etc/passwd");
+    assert!(refusal(&spec).contains("Not a directory"), "{}", refusal(&spec));
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_named() {
+    let folder = folder();
+    let mut spec = spec(folder.path(), &["true"]);
+    spec.log = PathBuf::from("/nowhere/sales-2.log");
+    assert!(matches!(spawn(&spec), Err(SpawnError::Log { path, .. }) if path == spec.log));
+}
+
+#[test]
+fn an_empty_command_is_refused() {
+    let folder = folder();
+    assert!(matches!(spawn(&spec(folder.path(), &[])), Err(SpawnError::NoCommand { .. })));
+}

@@ -1,0 +1,81 @@
+//! Headless Chromium, driven through ChromeDriver.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use fantoccini::{Client, ClientBuilder, Locator};
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+/// A page with 100 requests is done long before, on a busy machine too.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A browser of its own, with an empty profile. Ends with this value.
+pub struct Browser {
+    client: Client,
+    _driver: Child,
+    _profile: tempfile::TempDir,
+}
+
+/// What the page of a sticky test says at its end.
+#[derive(Debug)]
+pub struct Seen {
+    pub ok: u32,
+    pub failed: u32,
+    pub text: String,
+}
+
+impl Browser {
+    pub async fn start() -> Self {
+        let mut driver = Command::new("chromedriver")
+            .arg("--port=0")
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("chromedriver is installed: cargo xtask test --apps does that");
+        let mut said = BufReader::new(driver.stdout.take().expect("stdout is piped")).lines();
+        let port = loop {
+            let line = said.next_line().await.expect("text").expect("chromedriver says its port before it ends");
+            if let Some((_, port)) = line.split_once("started successfully on port ") {
+                break port.trim_end_matches('.').to_owned();
+            }
+        };
+        tokio::spawn(async move { while let Ok(Some(_)) = said.next_line().await {} });
+        let profile = tempfile::tempdir().expect("a temporary directory");
+        let options = json!({ "args": [
+            "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--disable-dev-shm-usage", format!("--user-data-dir={}", profile.path().display()),
+        ]});
+        let capabilities = serde_json::Map::from_iter([("goog:chromeOptions".to_owned(), options)]);
+        let client = ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new())
+            .capabilities(capabilities)
+            .connect(&format!("http://127.0.0.1:{port}"))
+            .await
+            .expect("the browser starts");
+        Self { client, _driver: driver, _profile: profile }
+    }
+
+    /// Opens the page and waits until its `#result` says that it is done.
+    pub async fn sticky_page(self, url: &str) -> Seen {
+        self.client.goto(url).await.expect("the page loads");
+        let done = Locator::Css("#result[data-done=true]");
+        let result = self.client.wait().at_most(DEADLINE).for_element(done).await;
+        let result = match result {
+            Ok(result) => result,
+            Err(error) => panic!("{error}; the page says: {:?}", self.client.source().await),
+        };
+        let number = async |name: &str| {
+            let text = result.attr(name).await.expect("the page is there").unwrap_or_default();
+            text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}"))
+        };
+        let seen = Seen {
+            ok: number("data-ok").await,
+            failed: number("data-failed").await,
+            text: result.text().await.unwrap_or_default(),
+        };
+        self.client.close().await.expect("the browser closes");
+        seen
+    }
+}

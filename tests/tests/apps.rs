@@ -1,0 +1,129 @@
+//! Real apps and a real browser. Needs root, the environment of `cargo xtask setup --apps`, Chromium and ChromeDriver.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use homing::demo::client::{Client, Dialect, Outcome};
+use homing_tests::browser::Browser;
+use homing_tests::local::{Homing, free_address};
+use homing_tests::round_robin;
+
+/// Users or addresses at once.
+const CLIENTS: u8 = 50;
+
+/// The Shiny app of config/shiny-python.toml, its listen address and affinity replaced.
+fn shiny(affinity: &str) -> (Homing, SocketAddr) {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let listen = free_address();
+    let config = std::fs::read_to_string(root.join("config/shiny-python.toml")).expect("the example is there");
+    let venv = std::env::var("HOMING_VENV").expect("HOMING_VENV names the environment; use cargo xtask test --apps");
+    let app = root.join("config/apps/shiny-python").canonicalize().expect("the app is there");
+    let config = config
+        .replace("0.0.0.0:8080", &listen.to_string())
+        .replace("affinity  = \"ip\"", &format!("affinity = \"{affinity}\""))
+        .replace("apps/shiny-python", &app.display().to_string())
+        .replace("../../../target/venv/shiny-python", &venv);
+    let homing = Homing::start(&config);
+    homing.wait_until("four workers are ready", |status| {
+        let workers = status["apps"][0]["workers"].as_array().cloned().unwrap_or_default();
+        workers.iter().filter(|worker| worker["state"] == "ready").count() == 4
+    });
+    (homing, listen)
+}
+
+/// Runs all clients at once.
+async fn all(clients: Vec<Client>) -> Vec<Outcome> {
+    let tests = clients.into_iter().map(|client| tokio::spawn(async move { client.sticky_test(|_| {}).await }));
+    let mut outcomes = Vec::new();
+    for test in tests.collect::<Vec<_>>() {
+        outcomes.push(test.await.expect("the client does not panic"));
+    }
+    outcomes
+}
+
+fn by_address(target: SocketAddr, dialect: Dialect) -> Vec<Client> {
+    let from = |number| Some(IpAddr::V4(Ipv4Addr::new(127, 0, 3, number)));
+    (1..=CLIENTS).map(|number| Client { target, from: from(number), dialect, cookies: false }).collect()
+}
+
+fn by_cookie(target: SocketAddr, dialect: Dialect) -> Vec<Client> {
+    (0..CLIENTS).map(|_| Client { target, from: None, dialect, cookies: true }).collect()
+}
+
+/// Clients per worker; all must have passed.
+fn spread(outcomes: &[Outcome]) -> BTreeMap<String, usize> {
+    let mut workers = BTreeMap::new();
+    for outcome in outcomes {
+        assert!(outcome.passed(), "{outcome:?}");
+        *workers.entry(outcome.worker.clone().expect("a session names its worker")).or_default() += 1;
+    }
+    println!("clients per worker: {workers:?}");
+    workers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_addresses_keep_their_shiny_session_on_the_kernel_path() {
+    let (homing, target) = shiny("ip");
+    let outcomes = all(by_address(target, Dialect::Shiny)).await;
+    assert_eq!(spread(&outcomes).len(), 4, "every worker has some of the clients");
+    let status = homing.status();
+    assert_eq!(status["kernel_path"]["active"], true);
+    assert_eq!(status["counters"]["http_requests"], 0, "no request passed through homing");
+    // A page, a WebSocket and 100 requests each.
+    assert_eq!(status["counters"]["established"], u64::from(CLIENTS) * 102);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_users_behind_one_address_are_spread_by_cookie_and_keep_their_shiny_session() {
+    let (_homing, target) = shiny("cookie");
+    let workers = spread(&all(by_cookie(target, Dialect::Shiny)).await);
+    assert_eq!(workers.len(), 4);
+    assert!(workers.values().all(|users| (8..=18).contains(users)), "spread over all workers: {workers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_affinity_the_same_test_fails() {
+    let (homing, _) = shiny("ip");
+    let target = round_robin::start(homing.worker_addresses(0)).await;
+    let outcomes = all(by_address(target, Dialect::Shiny)).await;
+    let passed = outcomes.iter().filter(|outcome| outcome.passed()).count();
+    let ok: u32 = outcomes.iter().map(|outcome| outcome.ok).sum();
+    println!("round robin: {passed} of {CLIENTS} passed, {ok} requests reached their process");
+    assert_eq!(passed, 0, "a test that cannot fail proves nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shiny_page_passes_its_sticky_test_in_a_browser_on_the_kernel_path() {
+    let (homing, target) = shiny("ip");
+    let seen = Browser::start().await.sticky_page(&format!("http://{target}/")).await;
+    assert_eq!((seen.ok, seen.failed), (100, 0), "{seen:?}");
+    assert_eq!(homing.status()["counters"]["http_requests"], 0, "no request passed through homing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shiny_page_passes_its_sticky_test_in_a_browser_on_the_http_path() {
+    let (_homing, target) = shiny("cookie");
+    let seen = Browser::start().await.sticky_page(&format!("http://{target}/")).await;
+    assert_eq!((seen.ok, seen.failed), (100, 0), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_affinity_the_shiny_page_fails_its_sticky_test_in_a_browser() {
+    let (homing, _) = shiny("ip");
+    let target = round_robin::start(homing.worker_addresses(0)).await;
+    let seen = Browser::start().await.sticky_page(&format!("http://{target}/")).await;
+    assert!(seen.failed > 0, "a test that cannot fail proves nothing: {seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_shows_that_every_client_keeps_its_worker_and_leaves_nothing_behind() {
+    let homing = homing_tests::local::binary();
+    let demo = tokio::process::Command::new(homing).args(["demo", "--once", "--port", "0"]).output().await;
+    let demo = demo.expect("the demo runs");
+    let said = String::from_utf8_lossy(&demo.stdout);
+    assert!(demo.status.success(), "{said}{}", String::from_utf8_lossy(&demo.stderr));
+    assert!(said.contains("16 of 16 clients kept their worker"), "{said}");
+    assert_eq!(said.matches("kernel path ").count(), 8, "{said}");
+    assert_eq!(said.matches("HTTP path ").count(), 8, "{said}");
+}

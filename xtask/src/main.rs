@@ -1,0 +1,74 @@
+//! Every developer command: `cargo xtask COMMAND`.
+
+mod run;
+mod setup;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Every developer command.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Cli {
+    /// Install what is missing to build homing, and say what and why.
+    Setup(setup::Options),
+    /// Build homing and watch it work: `homing demo`.
+    Demo {
+        /// Options of `homing demo`, such as --once.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
+    /// All tiers of tests that run here, or those that are named.
+    Test(test::Options),
+    /// Measure homing beside its peers, as ratios in one run.
+    Bench {
+        #[command(subcommand)]
+        bench: Bench,
+    },
+    /// Check what no compiler does: file sizes, dependency direction, where unsafe stands, what is documented.
+    Tidy,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Kernel path and HTTP path against a direct connection to the same worker.
+    Path {
+        /// Options of the benchmark, such as --json FILE.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse() {
+        Cli::Setup(options) => setup::setup(&options),
+        Cli::Demo { options } => demo(&options),
+        Cli::Test(options) => test::test(&options),
+        Cli::Bench { bench: Bench::Path { options } } => bench("path", &options),
+        Cli::Tidy => tidy::tidy(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn demo(options: &[String]) -> anyhow::Result<()> {
+    setup::build_tools()?;
+    let homing = run::build_homing()?;
+    run::replace(std::process::Command::new(homing).arg("demo").args(options))
+}
+
+fn bench(name: &str, options: &[String]) -> anyhow::Result<()> {
+    setup::build_tools()?;
+    let homing = run::build_homing()?;
+    run::cargo(["build", "--release", "--package", "homing-bench"])?;
+    let bench = run::target_dir().join("release/homing-bench");
+    run::replace(std::process::Command::new(bench).arg(name).args(options).env("HOMING_BIN", homing))
+}

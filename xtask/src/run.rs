@@ -1,0 +1,57 @@
+//! Running other programs: loudly, and with the error that names them.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+
+/// The workspace's root.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+}
+
+pub fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// Runs it to its end.
+pub fn run(command: &mut Command) -> anyhow::Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().with_context(|| format!("{name} cannot be run; is it installed?"))?;
+    if !status.success() {
+        let arguments: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();
+        bail!("{name} {}: {status}", arguments.join(" "));
+    }
+    Ok(())
+}
+
+/// The command, run from the workspace's root.
+pub fn at_root(program: &str, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(root());
+    command
+}
+
+pub fn cargo(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> anyhow::Result<()> {
+    run(&mut at_root("cargo", arguments))
+}
+
+/// The release binary, built.
+pub fn build_homing() -> anyhow::Result<PathBuf> {
+    cargo(["build", "--release", "--package", "homing"])?;
+    Ok(target_dir().join("release/homing"))
+}
+
+/// Becomes the program: signals and the exit code are its own.
+pub fn replace(command: &mut Command) -> anyhow::Result<()> {
+    use std::os::unix::process::CommandExt as _;
+    let error = command.exec();
+    bail!("{} cannot be run: {error}", command.get_program().to_string_lossy())
+}
+
+/// Whether the program is on PATH.
+pub fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}

@@ -1,0 +1,153 @@
+//! Installs what is missing, and says what and why. What is there already costs nothing.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+
+use crate::run::{at_root, has, root, run, target_dir};
+
+/// bpf-linker reads LLVM's bitcode: its LLVM must be rustc's major version, 22 for Rust 1.95 to 1.98.
+const BPF_LINKER: &str = "0.13.0";
+const LLVM: &str = "22";
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Also what the tests of namespaces and browsers need.
+    #[arg(long)]
+    tests: bool,
+    /// Also the Shiny for Python app's own environment.
+    #[arg(long)]
+    apps: bool,
+}
+
+pub fn setup(options: &Options) -> anyhow::Result<()> {
+    build_tools()?;
+    if options.tests {
+        test_tools()?;
+    }
+    if options.apps {
+        shiny_venv()?;
+    }
+    println!("Nothing is missing.");
+    Ok(())
+}
+
+/// What a build needs: the kernel programs are Rust for the BPF target, which has no prebuilt standard library.
+pub fn build_tools() -> anyhow::Result<()> {
+    if ebpf_toolchain::discover(root()).is_ok() {
+        return Ok(());
+    }
+    if !has_std_sources() {
+        step("the sources of Rust's standard library: the BPF target has no prebuilt one", || {
+            let added = run(&mut at_root("rustup", ["component", "add", "rust-src"]));
+            added.or_else(|refused| {
+                println!("  rustup could not ({refused}); Debian's own Rust has them too");
+                apt(&["rustc-web", "cargo-web", "rust-web-src", "libstd-rust-web-dev"])
+            })
+        })?;
+    }
+    if !has_bpf_linker() {
+        let llvm = format!("/usr/lib/llvm-{LLVM}");
+        step("LLVM's libraries, for bpf-linker", || {
+            if PathBuf::from(&llvm).join("bin/llvm-config").exists() {
+                return Ok(());
+            }
+            apt(&[&format!("llvm-{LLVM}-dev"), "zlib1g-dev", "libzstd-dev"])
+        })?;
+        step("bpf-linker, which links Rust into a BPF object (about a minute)", || {
+            let version = BPF_LINKER;
+            let features = format!("llvm-{LLVM}");
+            let arguments =
+                ["install", "bpf-linker", "--locked", "--version", version, "--no-default-features", "--features"];
+            let tools = target_dir().join("tools");
+            run(at_root("cargo", arguments).arg(features).arg("--root").arg(tools).env("LLVM_PREFIX", &llvm))
+        })?;
+    }
+    ebpf_toolchain::discover(root()).map(drop).map_err(|missing| anyhow::anyhow!("{missing}"))
+}
+
+/// Namespaces, packet devices, a browser.
+pub fn test_tools() -> anyhow::Result<()> {
+    let wanted = [("ip", "iproute2"), ("ethtool", "ethtool"), ("nsenter", "util-linux"), ("setpriv", "util-linux")];
+    let missing: Vec<&str> =
+        wanted.into_iter().filter(|(program, _)| !has(program)).map(|(_, package)| package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    step("tools for network namespaces", || apt(&missing))
+}
+
+/// A browser to look at the apps with.
+pub fn browser() -> anyhow::Result<()> {
+    if has("chromium") && has("chromedriver") {
+        return Ok(());
+    }
+    step("a browser, for the tests of real pages", || apt(&["chromium", "chromium-driver"]))
+}
+
+/// Where the example's Shiny lives.
+pub fn venv() -> PathBuf {
+    target_dir().join("venv/shiny-python")
+}
+
+pub fn shiny_venv() -> anyhow::Result<()> {
+    let venv = venv();
+    let requirements = root().join("config/apps/shiny-python/requirements.txt");
+    let stamp = venv.join("requirements.txt");
+    let wanted = std::fs::read(&requirements)?;
+    if std::fs::read(&stamp).is_ok_and(|made| made == wanted) {
+        return Ok(());
+    }
+    step("Shiny for Python in an environment of its own (target/venv)", || {
+        if run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv)).is_err() {
+            apt(&["python3-venv"])?;
+            run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
+        }
+        let pip = venv.join("bin/pip");
+        run(Command::new(pip).args(["install", "--quiet", "--disable-pip-version-check", "-r"]).arg(&requirements))?;
+        Ok(std::fs::write(&stamp, &wanted)?)
+    })
+}
+
+fn has_std_sources() -> bool {
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).current_dir(root()).output();
+    let sysroot = sysroot.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    [sysroot.as_str(), "/usr"].iter().any(|base| PathBuf::from(base).join("lib/rustlib/src/rust/library").is_dir())
+}
+
+fn has_bpf_linker() -> bool {
+    let cargo_bin = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo/bin/bpf-linker"));
+    has("bpf-linker")
+        || cargo_bin.is_some_and(|path| path.is_file())
+        || target_dir().join("tools/bin/bpf-linker").is_file()
+}
+
+fn step(what: &str, install: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    println!("setup: {what}");
+    let start = Instant::now();
+    install().with_context(|| format!("setup of {what}"))?;
+    println!("setup: done in {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn apt(packages: &[&str]) -> anyhow::Result<()> {
+    let install = format!("apt-get install -y --no-install-recommends {}", packages.join(" "));
+    if !has("apt-get") {
+        bail!("install by your system's means: {}", packages.join(" "));
+    }
+    let quiet = |command: &mut Command| {
+        command.env("DEBIAN_FRONTEND", "noninteractive").stdout(std::process::Stdio::null());
+        run(command)
+    };
+    let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0");
+    if !is_root {
+        bail!("this needs root: sudo {install}");
+    }
+    // A foreign source that does not answer must not stop what the others have.
+    if let Err(error) = quiet(Command::new("apt-get").args(["update", "-qq"])) {
+        println!("  {error}; going on with the lists that are there");
+    }
+    quiet(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages))
+}

@@ -1,0 +1,153 @@
+//! `cargo xtask test`: the tiers in order, each counted; what cannot run here is a counted skip with its reason.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+
+use crate::run::{at_root, build_homing, cargo, has};
+use crate::{setup, tidy};
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Lints, unit and property tests.
+    #[arg(long)]
+    unit: bool,
+    /// Packets through the loaded programs. Needs root.
+    #[arg(long)]
+    kernel: bool,
+    /// End to end in network namespaces. Needs root.
+    #[arg(long)]
+    e2e: bool,
+    /// Real apps and a browser. Needs root.
+    #[arg(long)]
+    apps: bool,
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+/// One tier's counts.
+struct Tier {
+    name: &'static str,
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+    /// Why, for what was skipped as a whole.
+    reason: Option<String>,
+    took: Duration,
+}
+
+pub fn test(options: &Options) -> anyhow::Result<()> {
+    let all = !(options.unit || options.kernel || options.e2e || options.apps);
+    let mut tiers = Vec::new();
+    setup::build_tools()?;
+    if all || options.unit {
+        lints()?;
+        tiers.push(tier("unit", &["test"], options)?);
+    }
+    let wanted = |tier: bool| all || tier;
+    for (name, is_wanted) in [("kernel", options.kernel), ("e2e", options.e2e), ("apps", options.apps)] {
+        if !wanted(is_wanted) {
+            continue;
+        }
+        if let Some(reason) = cannot_load_bpf() {
+            println!("SKIPPED tier {name}: {reason}");
+            tiers.push(Tier { name, passed: 0, failed: 0, skipped: 1, reason: Some(reason), took: Duration::ZERO });
+            continue;
+        }
+        if name != "kernel" {
+            setup::test_tools()?;
+        }
+        if name == "apps" {
+            setup::browser()?;
+            setup::shiny_venv()?;
+        }
+        tiers.push(tier(name, &["test", "--package", "homing-tests", "--test", name], options)?);
+    }
+    report(&tiers)
+}
+
+/// What is wrong with the text, before what is wrong with the program.
+fn lints() -> anyhow::Result<()> {
+    cargo(["fmt", "--all", "--check"]).context("cargo fmt --all puts it right")?;
+    cargo(["clippy", "--workspace", "--exclude", "lb-ebpf", "--all-targets", "--", "-D", "warnings"])?;
+    tidy::tidy()?;
+    if has("cargo-deny") {
+        cargo(["deny", "--offline", "check", "licenses", "bans", "sources"])?;
+    } else {
+        println!("SKIPPED cargo deny: not installed (cargo install cargo-deny)");
+    }
+    Ok(())
+}
+
+/// Why no test that loads programs can run here, if none can.
+fn cannot_load_bpf() -> Option<String> {
+    let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0");
+    if !is_root {
+        return Some("needs root, for eBPF and network namespaces".to_owned());
+    }
+    let has_btf = std::path::Path::new("/sys/kernel/btf/vmlinux").exists();
+    (!has_btf).then(|| "this kernel has no BTF".to_owned())
+}
+
+/// Runs a tier's tests, shows their output as it comes, and counts.
+fn tier(name: &'static str, arguments: &[&str], options: &Options) -> anyhow::Result<Tier> {
+    println!("== {name}");
+    let start = Instant::now();
+    let homing = build_homing()?;
+    let mut command = at_root("cargo", arguments);
+    command.args(["--no-fail-fast", "--"]).args(&options.filter);
+    command.env("HOMING_BIN", homing).env("HOMING_VENV", setup::venv());
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cargo cannot be run")?;
+    let output = BufReader::new(child.stdout.take().context("stdout is piped")?);
+    let mut tier = Tier { name, passed: 0, failed: 0, skipped: 0, reason: None, took: Duration::ZERO };
+    for line in output.lines() {
+        let line = line?;
+        println!("{line}");
+        if let Some([passed, failed, ignored]) = counts(&line) {
+            tier.passed += passed;
+            tier.failed += failed;
+            tier.skipped += ignored;
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() && tier.failed == 0 {
+        bail!("tier {name} did not run to its end: {status}");
+    }
+    tier.took = start.elapsed();
+    Ok(tier)
+}
+
+/// Passed, failed and ignored of libtest's closing line.
+fn counts(line: &str) -> Option<[usize; 3]> {
+    let rest = line.strip_prefix("test result: ")?.split_once(". ")?.1;
+    let mut numbers = rest.split("; ").map(|part| part.split(' ').next().and_then(|number| number.parse().ok()));
+    Some([numbers.next()??, numbers.next()??, numbers.next()??])
+}
+
+fn report(tiers: &[Tier]) -> anyhow::Result<()> {
+    println!("\n{:<8} {:>7} {:>7} {:>8} {:>7}", "TIER", "PASSED", "FAILED", "SKIPPED", "TIME");
+    for tier in tiers {
+        let reason = tier.reason.as_deref().unwrap_or_default();
+        let seconds = tier.took.as_secs();
+        println!("{:<8} {:>7} {:>7} {:>8} {seconds:>5} s  {reason}", tier.name, tier.passed, tier.failed, tier.skipped);
+    }
+    let sum = |part: fn(&Tier) -> usize| tiers.iter().map(part).sum::<usize>();
+    let (passed, failed, skipped) = (sum(|t| t.passed), sum(|t| t.failed), sum(|t| t.skipped));
+    println!("\n{passed} passed, {failed} failed, {skipped} skipped");
+    if failed > 0 {
+        bail!("{failed} tests failed");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_closing_line_of_libtest_is_counted() {
+        let line = "test result: FAILED. 133 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.2s";
+        assert_eq!(super::counts(line), Some([133, 2, 1]));
+        assert_eq!(super::counts("test bindings::tests::x ... ok"), None);
+    }
+}
