@@ -102,6 +102,11 @@ impl Launcher {
         (Self { log_dir: homing.log_dir.clone(), find_listeners, messages }, receiver)
     }
 
+    /// Where a worker's output goes.
+    pub(super) fn log_file(&self, app: &str, number: u32) -> PathBuf {
+        self.log_dir.join(format!("{app}-{number}.log"))
+    }
+
     /// Starts a worker and its watchers.
     ///
     /// # Errors
@@ -122,7 +127,7 @@ impl Launcher {
             user: app.user.clone(),
             env: app.env.clone(),
             port,
-            log: self.log_dir.join(format!("{}-{number}.log", app.name)),
+            log: self.log_file(&app.name, number),
         };
         let spawned = worker::spawn(&spec).map_err(|error| format!("could not be started: {error}"))?;
         let mut incarnation = [0; 8];

@@ -69,10 +69,11 @@ pub enum Effect {
         backend: BackendId,
         signal: Signal,
     },
-    /// Something that an operator wants to know, about one app.
+    /// Something that an operator wants to know, about one worker.
     Say {
         severity: Severity,
         app: usize,
+        number: u32,
         text: String,
     },
     /// Everything has ended.
@@ -89,7 +90,6 @@ pub enum Signal {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
-    Info,
     Warning,
     Error,
 }

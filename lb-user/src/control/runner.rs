@@ -70,6 +70,8 @@ pub struct Runner {
     snapshots: watch::Sender<Arc<Snapshot>>,
     notices: mpsc::Receiver<Notice>,
     requests: mpsc::Receiver<Request>,
+    /// Nothing is saved before all that could be adopted is: a crash in between must not forget the rest.
+    adopting: bool,
     exiting: bool,
 }
 
@@ -99,10 +101,12 @@ impl Runner {
             snapshots,
             notices,
             requests,
+            adopting: true,
             exiting: false,
         };
         runner.publish_services()?;
         runner.adopt();
+        runner.adopting = false;
         runner.happen(Event::Boot);
         Ok(runner)
     }
@@ -192,7 +196,9 @@ impl Runner {
         if changed {
             let next = snapshot(&self.state, &self.config.apps, &self.fixed, &self.running);
             self.snapshots.send_replace(Arc::new(next));
-            self.save();
+            if !self.adopting {
+                self.save();
+            }
         }
     }
 
@@ -227,12 +233,12 @@ impl Runner {
                     running.signal(signal);
                 }
             }
-            Effect::Say { severity, app, text } => {
+            Effect::Say { severity, app, number, text } => {
                 let app = &self.config.apps[app].name;
+                let output = self.launcher.log_file(app, number);
                 match severity {
-                    Severity::Info => tracing::info!(%app, "{text}"),
-                    Severity::Warning => tracing::warn!(%app, "{text}"),
-                    Severity::Error => tracing::error!(%app, "{text}"),
+                    Severity::Warning => tracing::warn!(%app, worker = number, output = %output.display(), "{text}"),
+                    Severity::Error => tracing::error!(%app, worker = number, output = %output.display(), "{text}"),
                 }
             }
             Effect::Exit => self.exiting = true,

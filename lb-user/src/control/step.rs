@@ -108,14 +108,15 @@ fn ended(state: &mut State, app: usize, backend: BackendId, how: String, now: Mo
     worker.crashes = if was_steady { 1 } else { worker.crashes + 1 };
     let number = worker.number;
     if worker.crashes >= CRASHES_MAX {
-        let text = format!("worker {number} was given up after {CRASHES_MAX} crashes in a row; last: {reason}");
+        let text =
+            format!("given up after {CRASHES_MAX} crashes in a row; a request tries again; the last one {reason}");
         worker.enter(Phase::Failed { retry_at: now + FAILED_RETRY, reason }, now);
-        effects.push(Effect::Say { severity: Severity::Error, app, text });
+        effects.push(Effect::Say { severity: Severity::Error, app, number, text });
     } else {
         let wait = BACKOFF_MIN * 2_u32.pow(worker.crashes - 1);
-        let text = format!("worker {number} {reason}; starting it again in {} ms", wait.as_millis());
+        let text = format!("{reason}; starting it again in {} ms", wait.as_millis());
         worker.enter(Phase::Backoff { until: now + wait, reason }, now);
-        effects.push(Effect::Say { severity: Severity::Warning, app, text });
+        effects.push(Effect::Say { severity: Severity::Warning, app, number, text });
     }
 }
 

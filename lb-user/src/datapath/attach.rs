@@ -92,7 +92,7 @@ fn attach_xdp_to(program: &mut Xdp, pin_dir: &Path, name: &str) -> Attached {
         // The interface went away and came back: its link is dead.
         let _ = fs::remove_file(&path);
     }
-    let mut refusals = Vec::new();
+    let mut refusals: Vec<String> = Vec::new();
     for (mode, xdp_mode) in modes {
         let tried = program
             .attach(name, xdp_mode)
@@ -105,6 +105,7 @@ fn attach_xdp_to(program: &mut Xdp, pin_dir: &Path, name: &str) -> Attached {
             Err(error) => refusals.push(error),
         }
     }
+    refusals.dedup();
     attached(Mode::None, Some(refusals.join("; ")))
 }
 
