@@ -36,10 +36,8 @@ pub fn setup(options: &Options) -> anyhow::Result<()> {
 
 /// What a build needs: the kernel programs are Rust for the BPF target, which has no prebuilt standard library.
 pub fn build_tools() -> anyhow::Result<()> {
-    if ebpf_toolchain::discover(root()).is_ok() {
-        return Ok(());
-    }
-    if !has_std_sources() {
+    let Err(missing) = ebpf_toolchain::discover(root()) else { return Ok(()) };
+    if missing.rust_source() {
         step("the sources of Rust's standard library: the BPF target has no prebuilt one", || {
             let added = run(&mut at_root("rustup", ["component", "add", "rust-src"]));
             added.or_else(|refused| {
@@ -48,7 +46,7 @@ pub fn build_tools() -> anyhow::Result<()> {
             })
         })?;
     }
-    if !has_bpf_linker() {
+    if missing.bpf_linker() {
         let llvm = format!("/usr/lib/llvm-{LLVM}");
         step("LLVM's libraries, for bpf-linker", || {
             if PathBuf::from(&llvm).join("bin/llvm-config").exists() {
@@ -61,7 +59,7 @@ pub fn build_tools() -> anyhow::Result<()> {
             let features = format!("llvm-{LLVM}");
             let arguments =
                 ["install", "bpf-linker", "--locked", "--version", version, "--no-default-features", "--features"];
-            let tools = target_dir().join("tools");
+            let tools = root().join(ebpf_toolchain::TOOLS_DIR);
             run(at_root("cargo", arguments).arg(features).arg("--root").arg(tools).env("LLVM_PREFIX", &llvm))
         })?;
     }
@@ -109,19 +107,6 @@ pub fn shiny_venv() -> anyhow::Result<()> {
         run(Command::new(pip).args(["install", "--quiet", "--disable-pip-version-check", "-r"]).arg(&requirements))?;
         Ok(std::fs::write(&stamp, &wanted)?)
     })
-}
-
-fn has_std_sources() -> bool {
-    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).current_dir(root()).output();
-    let sysroot = sysroot.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
-    [sysroot.as_str(), "/usr"].iter().any(|base| PathBuf::from(base).join("lib/rustlib/src/rust/library").is_dir())
-}
-
-fn has_bpf_linker() -> bool {
-    let cargo_bin = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo/bin/bpf-linker"));
-    has("bpf-linker")
-        || cargo_bin.is_some_and(|path| path.is_file())
-        || target_dir().join("tools/bin/bpf-linker").is_file()
 }
 
 fn step(what: &str, install: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
