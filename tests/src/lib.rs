@@ -1,6 +1,8 @@
 //! What the end-to-end tests share.
 
 pub mod browser;
-pub mod local;
+pub mod instance;
+pub mod network;
 pub mod packets;
 pub mod round_robin;
+pub mod session;

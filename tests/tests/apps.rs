@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use homing::demo::client::{Client, Dialect, Outcome};
 use homing_tests::browser::Browser;
-use homing_tests::local::{Homing, free_address};
+use homing_tests::instance::{Homing, free_address};
 use homing_tests::round_robin;
 
 /// Users or addresses at once.
@@ -25,10 +25,7 @@ fn shiny(affinity: &str) -> (Homing, SocketAddr) {
         .replace("apps/shiny-python", &app.display().to_string())
         .replace("../../../target/venv/shiny-python", &venv);
     let homing = Homing::start(&config);
-    homing.wait_until("four workers are ready", |status| {
-        let workers = status["apps"][0]["workers"].as_array().cloned().unwrap_or_default();
-        workers.iter().filter(|worker| worker["state"] == "ready").count() == 4
-    });
+    homing.wait_for_workers(0, 4);
     (homing, listen)
 }
 
@@ -118,7 +115,7 @@ async fn without_affinity_the_shiny_page_fails_its_sticky_test_in_a_browser() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_shows_that_every_client_keeps_its_worker_and_leaves_nothing_behind() {
-    let homing = homing_tests::local::binary();
+    let homing = homing_tests::instance::binary();
     let demo = tokio::process::Command::new(homing).args(["demo", "--once", "--port", "0"]).output().await;
     let demo = demo.expect("the demo runs");
     let said = String::from_utf8_lossy(&demo.stdout);

@@ -1,1 +1,291 @@
-//! End to end in network namespaces.
+//! End to end in network namespaces, over veth with native XDP: real addresses, real processes, real ends. Needs root.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use homing::demo::client::Dialect;
+use homing_tests::instance::{Homing, demo_app, is_alive, signal, wait_for, workers};
+use homing_tests::network::{Network, SERVER_V4, SERVER_V6, client_v4, client_v6};
+use homing_tests::session::{Client, Session};
+use rustix::process::Signal;
+
+const CLIENTS: u8 = 16;
+const PORT: u16 = 8080;
+
+/// A network with a homing in it.
+struct Site {
+    // In this order: homing ends before its namespace.
+    homing: Homing,
+    network: Network,
+}
+
+impl Site {
+    /// Four workers of the demo app that listen on `host`; `more` are further lines of its `[[app]]`.
+    fn start(host: &str, more: &str) -> Self {
+        let site = Self::with(&demo_app("demo", &[v4(), v6()], host, 4, more));
+        site.homing.wait_for_workers(0, 4);
+        site
+    }
+
+    fn with(apps: &str) -> Self {
+        let network = Network::new(CLIENTS);
+        let wrapper = network.server.wrapper();
+        let homing = Homing::start_under(&wrapper.each_ref().map(String::as_str), "", apps);
+        Self { homing, network }
+    }
+
+    fn client(&self, from: IpAddr) -> Client<'_> {
+        let target = if from.is_ipv4() { v4() } else { v6() };
+        Client { namespace: Some(&self.network.clients), from, target }
+    }
+
+    /// A session of every IPv4 client.
+    fn sessions(&self) -> Vec<Session<'_>> {
+        (1..=CLIENTS).map(|number| self.client(client_v4(number)).open()).collect()
+    }
+}
+
+fn v4() -> SocketAddr {
+    (SERVER_V4, PORT).into()
+}
+
+fn v6() -> SocketAddr {
+    (SERVER_V6, PORT).into()
+}
+
+fn pid_of(session: &Session<'_>) -> i32 {
+    i32::try_from(session.hello.pid).expect("process ids are small")
+}
+
+/// Alive, and further connections reach its process.
+fn assert_kept(session: &mut Session<'_>) {
+    assert!(session.is_alive(), "the WebSocket of {:?} broke", session.hello);
+    let answer = session.check().expect("the service answers");
+    assert_eq!(answer.status, 200, "a new connection of {:?} reached another process: {answer:?}", session.hello);
+}
+
+fn all_pass_the_sticky_test(site: &Site, client: fn(u8) -> IpAddr) {
+    let outcomes = site.network.clients.enter(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let clients = (1..=CLIENTS).map(|number| {
+                let from = client(number);
+                let target = if from.is_ipv4() { v4() } else { v6() };
+                homing::demo::client::Client { target, from: Some(from), dialect: Dialect::Demo, cookies: false }
+            });
+            futures_util::future::join_all(
+                clients.map(|client| async move { client.sticky_test(|_| {}).await }).collect::<Vec<_>>(),
+            )
+            .await
+        })
+    });
+    let workers: BTreeSet<_> = outcomes.iter().map(|outcome| outcome.worker.clone()).collect();
+    assert!(outcomes.iter().all(homing::demo::client::Outcome::passed), "{outcomes:#?}");
+    assert!(workers.len() >= 3, "{CLIENTS} clients are spread over the 4 workers: {workers:?}");
+}
+
+#[test]
+fn clients_over_ipv4_keep_their_worker_on_the_kernel_path() {
+    let site = Site::start("127.0.0.1", "");
+    all_pass_the_sticky_test(&site, client_v4);
+    let status = site.homing.status();
+    assert_eq!(status["counters"]["http_requests"], 0, "no request passed through homing");
+    assert_eq!(status["kernel_path"]["interfaces"], serde_json::json!([{ "name": "eth0", "mode": "native" }]));
+    assert!(status["counters"]["xdp_syn_worker"].as_u64() >= Some(u64::from(CLIENTS) * 102), "XDP saw every SYN");
+}
+
+#[test]
+fn clients_over_ipv6_keep_their_worker_on_the_kernel_path_when_it_listens_on_both() {
+    let site = Site::start("::", "");
+    all_pass_the_sticky_test(&site, client_v6);
+    all_pass_the_sticky_test(&site, client_v4);
+    assert_eq!(site.homing.status()["counters"]["http_requests"], 0, "no request passed through homing");
+}
+
+#[test]
+fn clients_over_ipv6_of_a_worker_on_ipv4_alone_keep_it_on_the_http_path() {
+    let site = Site::start("127.0.0.1", "");
+    all_pass_the_sticky_test(&site, client_v6);
+    let status = site.homing.status();
+    assert!(status["counters"]["http_requests"].as_u64() >= Some(u64::from(CLIENTS) * 102), "{status:#}");
+    assert_eq!(site.homing.trace("demo", &client_v6(1).to_string())["path"], "http");
+}
+
+#[test]
+fn a_worker_sees_its_clients_own_address() {
+    let site = Site::start("::", "");
+    for number in 1..=CLIENTS {
+        for from in [client_v4(number), client_v6(number)] {
+            let hello = site.client(from).open().hello;
+            // A dual-stack socket writes IPv4 addresses as ::ffff:a.b.c.d.
+            assert_eq!(hello.peer.ip().to_canonical(), from);
+            assert!(!hello.forwarded);
+        }
+    }
+}
+
+#[test]
+fn a_whole_ipv6_64_is_one_client() {
+    let site = Site::start("::", "");
+    let session = site.client(client_v6(1)).open();
+    let neighbour = "fd77:0:0:1:aaaa:bbbb:cccc:dddd";
+    site.network.clients.ip(&["address", "add", &format!("{neighbour}/32"), "dev", "eth0", "nodad"]);
+    let other = site.client(neighbour.parse().expect("an address")).open();
+    assert_eq!(session.hello.pid, other.hello.pid);
+}
+
+#[test]
+fn trace_says_beforehand_where_a_client_goes() {
+    let site = Site::start("127.0.0.1", "");
+    for number in 1..=CLIENTS {
+        let from = client_v4(number);
+        let trace = site.homing.trace("demo", &from.to_string());
+        assert_eq!(trace["path"], "kernel", "{trace:#}");
+        assert_eq!(trace["worker"], site.client(from).open().hello.worker, "{trace:#}");
+    }
+}
+
+#[test]
+fn live_connections_are_counted_exactly() {
+    let site = Site::start("127.0.0.1", "");
+    let mut sessions = site.sessions();
+    for open in [16, 9, 1, 0] {
+        sessions.truncate(open);
+        let is_so = |status: &serde_json::Value| status["apps"][0]["connections"] == open;
+        let status = site.homing.wait_until(&format!("{open} connections are counted"), is_so);
+        for worker in workers(&status, 0) {
+            let here = sessions.iter().filter(|session| session.hello.worker == worker["id"]).count();
+            assert_eq!(worker["connections"], here, "{worker:#}");
+        }
+    }
+}
+
+#[test]
+fn a_killed_workers_clients_are_served_by_the_next_connection_and_others_notice_nothing() {
+    let site = Site::start("127.0.0.1", "");
+    let mut sessions = site.sessions();
+    let victim = pid_of(&sessions[0]);
+    signal(victim, Signal::KILL);
+    wait_for("the worker is gone", || (!is_alive(victim)).then_some(()));
+    let (mut lost, mut kept): (Vec<_>, Vec<_>) = sessions.drain(..).partition(|session| pid_of(session) == victim);
+    for session in &mut lost {
+        assert!(!session.is_alive(), "its process is gone");
+        let answer = session.check().expect("the next connection is served");
+        assert_eq!(answer.status, 404, "another process answers, which has no such session: {answer:?}");
+    }
+    kept.iter_mut().for_each(assert_kept);
+    // The ring is whole again; nobody else moved.
+    let status = site.homing.wait_for_workers(0, 4);
+    let restarts: Vec<_> = workers(&status, 0).iter().map(|worker| worker["restarts"].clone()).collect();
+    assert_eq!(restarts.iter().filter(|&restarts| restarts == 1).count(), 1, "{restarts:?}");
+    kept.iter_mut().for_each(assert_kept);
+}
+
+#[test]
+fn a_client_that_found_another_worker_stays_there_when_its_first_one_is_back() {
+    let site = Site::start("127.0.0.1", "");
+    let first = site.client(client_v4(1)).open();
+    // Down for as long as the client needs to settle elsewhere.
+    let victim = pid_of(&first);
+    signal(victim, Signal::KILL);
+    wait_for("the worker is gone", || (!is_alive(victim)).then_some(()));
+    wait_for("the client reaches another worker by the kernel path", || {
+        let session = site.client(client_v4(1)).open();
+        (!session.hello.forwarded && session.hello.pid != first.hello.pid).then_some(())
+    });
+    let mut second = site.client(client_v4(1)).open();
+    site.homing.wait_for_workers(0, 4);
+    assert_kept(&mut second);
+}
+
+#[test]
+fn killing_homing_changes_nothing_for_clients_and_the_next_run_adopts_everything() {
+    let mut site = Site::start("127.0.0.1", "");
+    let pids = site.homing.pids(0);
+    site.homing.kill();
+    {
+        let Site { homing, network } = &mut site;
+        let client = |number| Client { namespace: Some(&network.clients), from: client_v4(number), target: v4() };
+        let mut sessions: Vec<_> = (1..=CLIENTS).map(|number| client(number).open()).collect();
+        assert!(sessions.iter().all(|session| !session.hello.forwarded && pids.contains(&pid_of(session))));
+        sessions.iter_mut().for_each(assert_kept);
+        homing.start_again();
+        let status = homing.wait_for_workers(0, 4);
+        assert_eq!(homing.pids(0), pids, "the same processes");
+        assert_eq!(status["apps"][0]["connections"], CLIENTS, "connections made while homing was away are counted");
+        assert_eq!(status["apps"][0]["clients"], CLIENTS);
+        sessions.iter_mut().for_each(assert_kept);
+    }
+}
+
+#[test]
+fn open_sessions_outlive_two_kills_of_homing() {
+    let mut site = Site::start("127.0.0.1", "");
+    let Site { homing, network } = &mut site;
+    let client = |number| Client { namespace: Some(&network.clients), from: client_v4(number), target: v4() };
+    let mut sessions: Vec<_> = (1..=CLIENTS).map(|number| client(number).open()).collect();
+    for _ in 0..2 {
+        homing.kill();
+        sessions.iter_mut().for_each(assert_kept);
+        homing.start_again();
+        sessions.iter_mut().for_each(assert_kept);
+    }
+    drop(sessions);
+    homing.wait_until("no connection is left over in the counts", |status| status["apps"][0]["connections"] == 0);
+}
+
+#[test]
+fn the_first_connection_starts_a_worker_and_is_held_until_it_is_ready() {
+    let app = demo_app("demo", &[v4()], "127.0.0.1", 2, "").replace("min = 2", "min = 0");
+    let site = Site::with(&app);
+    assert_eq!(site.homing.status()["apps"][0]["state"], "idle");
+    let first = site.client(client_v4(1)).get("/health").expect("held, then answered");
+    assert_eq!(first.status, 200, "{first:?}");
+    let mut session = wait_for("the kernel path takes over", || {
+        Some(site.client(client_v4(1)).open()).filter(|session| !session.hello.forwarded)
+    });
+    assert_kept(&mut session);
+}
+
+#[test]
+fn stop_waits_for_open_sessions_and_leaves_nothing_behind() {
+    let mut site = Site::start("127.0.0.1", "");
+    let pids = site.homing.pids(0);
+    let Site { homing, network } = &mut site;
+    let client = Client { namespace: Some(&network.clients), from: client_v4(1), target: v4() };
+    let mut session = client.open();
+    let stop = homing.ask_meanwhile(&["stop"]);
+    homing.wait_until("only the session's worker is left", |status| {
+        let left: Vec<_> = workers(status, 0).into_iter().filter(|worker| !worker["pid"].is_null()).collect();
+        left.len() == 1 && left[0]["state"] == "draining" && left[0]["pid"] == session.hello.pid
+    });
+    assert!(session.is_alive());
+    assert!(!homing.has_ended());
+    drop(session);
+    assert!(homing.wait_for_end().success());
+    let said = stop.wait_with_output().expect("it ends with homing");
+    assert!(said.status.success());
+    assert!(String::from_utf8_lossy(&said.stdout).contains("homing has stopped"), "{said:?}");
+    assert_nothing_left(homing, network, &pids);
+}
+
+#[test]
+fn stop_now_ends_sessions_and_leaves_nothing_behind() {
+    let mut site = Site::start("127.0.0.1", "");
+    let pids = site.homing.pids(0);
+    let Site { homing, network } = &mut site;
+    let client = Client { namespace: Some(&network.clients), from: client_v4(1), target: v4() };
+    let mut session = client.open();
+    assert!(homing.ask(&["stop", "--now"]).status.success());
+    assert!(homing.wait_for_end().success());
+    assert!(!session.is_alive());
+    assert_nothing_left(homing, network, &pids);
+}
+
+fn assert_nothing_left(homing: &Homing, network: &Network, pids: &[i32]) {
+    assert!(pids.iter().all(|&pid| !is_alive(pid)), "a worker is left");
+    assert!(!homing.pin_dir().exists(), "pins are left");
+    assert!(!homing.dir().join("control.sock").exists(), "the control socket is left");
+    let links = std::process::Command::new("ip").args(["-n", network.server.name(), "link"]).output().expect("ip runs");
+    assert!(!String::from_utf8_lossy(&links.stdout).contains("xdp"), "XDP is left on an interface");
+}

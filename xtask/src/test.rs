@@ -47,7 +47,12 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
         tiers.push(tier("unit", &["test"], options)?);
     }
     let wanted = |tier: bool| all || tier;
-    for (name, is_wanted) in [("kernel", options.kernel), ("e2e", options.e2e), ("apps", options.apps)] {
+    let privileged: [(_, _, &[&str]); 3] = [
+        ("kernel", options.kernel, &["kernel"]),
+        ("e2e", options.e2e, &["e2e", "refusals"]),
+        ("apps", options.apps, &["apps"]),
+    ];
+    for (name, is_wanted, files) in privileged {
         if !wanted(is_wanted) {
             continue;
         }
@@ -63,7 +68,9 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
             setup::browser()?;
             setup::shiny_venv()?;
         }
-        tiers.push(tier(name, &["test", "--package", "homing-tests", "--test", name], options)?);
+        let arguments = files.iter().flat_map(|file| ["--test", file]);
+        let arguments: Vec<&str> = ["test", "--package", "homing-tests"].into_iter().chain(arguments).collect();
+        tiers.push(tier(name, &arguments, options)?);
     }
     report(&tiers)
 }

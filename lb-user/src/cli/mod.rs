@@ -109,6 +109,8 @@ enum Command {
     DemoWorker {
         #[arg(long)]
         port: u16,
+        #[arg(long, default_value = "127.0.0.1")]
+        host: IpAddr,
     },
 }
 
@@ -152,7 +154,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Ok(()) => DONE,
             Err(error) => fail(FAILED, &error),
         },
-        Command::DemoWorker { port } => match block_on(crate::demo::app::serve(port)) {
+        Command::DemoWorker { port, host } => match block_on(crate::demo::app::serve((host, port).into())) {
             Ok(()) => DONE,
             Err(error) => fail(FAILED, &format!("{error:#}")),
         },

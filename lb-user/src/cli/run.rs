@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
@@ -66,6 +66,7 @@ pub(super) async fn serve(config: Config, ready: impl FnOnce(&str)) -> anyhow::R
     let socket = admin::server::bind(&homing.control_socket).with_context(|| {
         format!("cannot listen on the control socket {}; set homing.control_socket", homing.control_socket.display())
     })?;
+    let _socket_file = Remove(homing.control_socket.clone());
     let kernel = open_kernel(&config)?;
     let bindings: Arc<dyn Bindings> = match &kernel {
         Kernel::On(datapath) => datapath.bindings(),
@@ -78,7 +79,6 @@ pub(super) async fn serve(config: Config, ready: impl FnOnce(&str)) -> anyhow::R
     let routing =
         RoutingHandle { snapshots: snapshot_receiver, notices: notice_sender, bindings: Arc::clone(&bindings) };
     let proxy = Proxy::new(routing, keys.clone());
-    let control_socket = homing.control_socket.clone();
     let line = ready_line(&config, &kernel);
     let runner =
         Runner::start(Parts { config, keys, kernel, bindings, snapshots, notices, requests, proxy: proxy.clone() })?;
@@ -94,8 +94,16 @@ pub(super) async fn serve(config: Config, ready: impl FnOnce(&str)) -> anyhow::R
     let _ = shutdown.send(Shutdown::Now);
     while serving.join_next().await.is_some() {}
     answering.abort();
-    let _ = fs::remove_file(control_socket);
     ended
+}
+
+/// A file that goes when this goes.
+struct Remove(PathBuf);
+
+impl Drop for Remove {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 fn make_dir(path: &Path, key: &str) -> anyhow::Result<()> {

@@ -107,6 +107,8 @@ impl Runner {
         runner.publish_services()?;
         runner.adopt();
         runner.adopting = false;
+        // Also where nothing is started: requests for an app without workers are held, not unknown.
+        runner.publish_snapshot();
         runner.happen(Event::Boot);
         Ok(runner)
     }
@@ -129,8 +131,8 @@ impl Runner {
                 () = sleep_until(due) => self.happen(Event::Tick),
                 _ = housekeeping.tick() => self.look_at_draining(),
                 _ = settling.tick() => self.look_at_transitions(),
-                Some(()) = terminate.recv() => self.asked_to_stop(),
-                Some(()) = interrupt.recv() => self.asked_to_stop(),
+                Some(()) = terminate.recv() => self.stop(false),
+                Some(()) = interrupt.recv() => self.stop(false),
             }
         }
         Saved::remove(&self.config.homing.state_dir);
@@ -140,12 +142,12 @@ impl Runner {
         Ok(())
     }
 
-    /// The first signal drains, the second ends.
-    fn asked_to_stop(&mut self) {
-        let now = self.state.stopping;
+    /// The first time drains, the second ends.
+    fn stop(&mut self, now: bool) {
+        let now = now || self.state.stopping;
         tracing::info!(
             "{}",
-            if now { "stopping at once" } else { "draining, then stopping; a second signal stops at once" }
+            if now { "stopping at once" } else { "draining, then stopping; asked again it stops at once" }
         );
         self.happen(Event::Stop { now });
     }
@@ -177,7 +179,7 @@ impl Runner {
         match request {
             Request::Status(answer) => drop(answer.send(self.status())),
             Request::Trace { app, address, answer } => drop(answer.send(self.trace(&app, address))),
-            Request::Stop { now } => self.happen(Event::Stop { now: now || self.state.stopping }),
+            Request::Stop { now } => self.stop(now),
         }
     }
 
@@ -194,12 +196,16 @@ impl Runner {
             }
         }
         if changed {
-            let next = snapshot(&self.state, &self.config.apps, &self.fixed, &self.running);
-            self.snapshots.send_replace(Arc::new(next));
+            self.publish_snapshot();
             if !self.adopting {
                 self.save();
             }
         }
+    }
+
+    fn publish_snapshot(&self) {
+        let next = snapshot(&self.state, &self.config.apps, &self.fixed, &self.running);
+        self.snapshots.send_replace(Arc::new(next));
     }
 
     /// Does what was decided; what goes wrong comes back as an event.

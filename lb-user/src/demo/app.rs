@@ -1,7 +1,7 @@
 //! The stateful app: a session is born on a WebSocket and lives in this process alone, as a Shiny session does.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,12 +34,12 @@ pub struct Hello {
 /// Session → when its WebSocket closed; `None` while it is open.
 type Sessions = Arc<Mutex<HashMap<String, Option<Instant>>>>;
 
-/// Serves on 127.0.0.1 until the process ends.
+/// Serves until the process ends.
 ///
 /// # Errors
-/// When the port cannot be had.
-pub async fn serve(port: u16) -> anyhow::Result<()> {
-    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+/// When the address cannot be had.
+pub async fn serve(address: SocketAddr) -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::bind(address).await?;
     let router = Router::new()
         .route("/", get(page))
         .route("/health", get(|| async { "ok\n" }))
