@@ -11,6 +11,7 @@ use crate::run::{at_root, has, root, run, target_dir};
 /// bpf-linker reads LLVM's bitcode: its LLVM must be rustc's major version, 22 for Rust 1.95 to 1.98.
 const BPF_LINKER: &str = "0.13.0";
 const LLVM: &str = "22";
+const CARGO_DENY: &str = "0.20.2";
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -64,6 +65,19 @@ pub fn build_tools() -> anyhow::Result<()> {
         })?;
     }
     ebpf_toolchain::discover(root()).map(drop).map_err(|missing| anyhow::anyhow!("{missing}"))
+}
+
+/// Judges the dependency tree: licences, sources, duplicates.
+pub fn deny() -> anyhow::Result<PathBuf> {
+    let tools = root().join(ebpf_toolchain::TOOLS_DIR);
+    let deny = tools.join("bin/cargo-deny");
+    if !deny.is_file() {
+        step("cargo-deny, which judges licences and sources of dependencies (two minutes)", || {
+            let arguments = ["install", "cargo-deny", "--locked", "--version", CARGO_DENY, "--no-default-features"];
+            run(at_root("cargo", arguments).arg("--root").arg(&tools))
+        })?;
+    }
+    Ok(deny)
 }
 
 /// Namespaces, packet devices, a browser.

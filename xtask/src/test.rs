@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use crate::run::{at_root, build_homing, cargo, has};
+use crate::run::{at_root, build_homing, cargo, root, run};
 use crate::{setup, tidy};
 
 #[derive(clap::Args)]
@@ -80,12 +80,8 @@ fn lints() -> anyhow::Result<()> {
     cargo(["fmt", "--all", "--check"]).context("cargo fmt --all puts it right")?;
     cargo(["clippy", "--workspace", "--exclude", "lb-ebpf", "--all-targets", "--", "-D", "warnings"])?;
     tidy::tidy()?;
-    if has("cargo-deny") {
-        cargo(["deny", "--offline", "check", "licenses", "bans", "sources"])?;
-    } else {
-        println!("SKIPPED cargo deny: not installed (cargo install cargo-deny)");
-    }
-    Ok(())
+    let mut deny = Command::new(setup::deny()?);
+    run(deny.args(["--offline", "--log-level", "error", "check", "licenses", "bans", "sources"]).current_dir(root()))
 }
 
 /// Why no test that loads programs can run here, if none can.
