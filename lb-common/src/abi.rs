@@ -5,7 +5,7 @@
 use crate::addr::Addr;
 
 /// Checked before pinned maps are reused; pins of another version are refused, never reinterpreted.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Bits of a [`BackendId`] that say which backend; the rest is its generation.
 const INDEX_BITS: u32 = 12;
@@ -54,8 +54,9 @@ pub const APPS_MAX: u32 = 4_096;
 /// Bindings kept; past that the oldest idle one is forgotten (LRU).
 pub const BINDINGS_MAX: u32 = 1_000_000;
 
-/// IANA protocol number of TCP.
+/// IANA protocol numbers.
 pub const PROTO_TCP: u8 = 6;
+pub const PROTO_UDP: u8 = 17;
 
 /// What a service is found by. A wildcard listen address has [`Addr::ANY_V4`] or [`Addr::ANY_V6`].
 #[repr(C)]
@@ -70,13 +71,23 @@ pub struct ServiceKey {
 
 impl ServiceKey {
     #[inline(always)]
+    pub const fn new(addr: Addr, port: u16, proto: u8) -> Self {
+        Self { addr, port, proto, reserved: [0; 5] }
+    }
+
+    #[inline(always)]
     pub const fn tcp(addr: Addr, port: u16) -> Self {
-        Self { addr, port, proto: PROTO_TCP, reserved: [0; 5] }
+        Self::new(addr, port, PROTO_TCP)
     }
 }
 
 /// Every connection of the service goes to the HTTP path (affinity by cookie).
 pub const SERVICE_HTTP_ONLY: u32 = 1;
+/// The ring may name remote backends: every packet is steered, not only those that open a connection.
+pub const SERVICE_REMOTE: u32 = 2;
+/// Sockets of this machine may hold connections of a [`SERVICE_REMOTE`] service (local workers, or the HTTP path): an
+/// established packet is theirs before it is a remote backend's.
+pub const SERVICE_SOCKETS: u32 = 4;
 
 /// A service: what `choose` needs to know of the app behind it.
 #[repr(C)]
@@ -130,6 +141,74 @@ pub struct Binding {
     pub seen_s: u32,
     pub reserved: u32,
 }
+
+/// How packets reach a backend.
+pub const FORWARD_LOCAL: u32 = 0;
+/// By the HTTP path alone: the connection is homing's.
+pub const FORWARD_HTTP: u32 = 1;
+/// The frame as it is, to the backend's link address; the backend has the service address on a loopback.
+pub const FORWARD_L2: u32 = 2;
+/// In an IP packet to the backend (RFC 2003, RFC 2473, RFC 4213).
+pub const FORWARD_IPIP: u32 = 3;
+/// In GUE, variant 0 (draft-ietf-intarea-gue-09): UDP, so that switches and NICs spread flows.
+pub const FORWARD_GUE: u32 = 4;
+
+/// A backend that lives. By index; a dead one is all zeroes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Backend {
+    /// The remote host; zeroes for a local worker.
+    pub address: Addr,
+    /// The outer source of encapsulated packets: this machine's address towards the host.
+    pub source: Addr,
+    pub id: BackendId,
+    /// `FORWARD_*`.
+    pub forward: u32,
+    /// UDP port for [`FORWARD_GUE`], host byte order.
+    pub gue_port: u32,
+    pub reserved: u32,
+}
+
+/// The way to a remote backend, as the kernel's routing and neighbour tables gave it. Kept per CPU for a second.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Route {
+    pub backend: BackendId,
+    /// Second of CLOCK_MONOTONIC (coarse) that it was looked up in.
+    pub looked_up_s: u32,
+    pub interface: u32,
+    /// Bytes of an IP packet.
+    pub mtu: u32,
+    /// Destination, then source link address: the first 12 bytes of a frame.
+    pub link: [u8; 12],
+    pub reserved: u32,
+}
+
+/// What the fragments of one packet share, so that later ones follow the first.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FragmentKey {
+    pub source: Addr,
+    pub destination: Addr,
+    pub id: u32,
+    pub reserved: u32,
+}
+
+/// Bindings that XDP writes per second and CPU, at most: a flood of forged packets must not push real ones out.
+pub const BINDINGS_PER_SECOND: u32 = 8_192;
+
+/// How much of [`BINDINGS_PER_SECOND`] is used up.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Budget {
+    pub second: u32,
+    pub used: u32,
+}
+
+/// Packets under reassembly that are remembered; past that the oldest is forgotten.
+pub const FRAGMENTS_MAX: u32 = 16_384;
+/// Clients whose connection is being opened to the new owner of a slot in transition; past that the oldest is forgotten.
+pub const OPENING_MAX: u32 = 65_536;
 
 /// A listening socket that a backend takes connections of one address family on.
 #[repr(C)]
@@ -198,6 +277,24 @@ counters! {
     XdpFragment = "xdp_fragment",
     /// XDP: shorter than its headers say; passed for the kernel to judge.
     XdpTruncated = "xdp_truncated",
+    /// XDP: an ICMP error about a connection of this machine; passed.
+    XdpIcmp = "xdp_icmp",
+    /// XDP: forwarded to a remote backend by link address (`l2`).
+    XdpForwardedL2 = "xdp_forwarded_l2",
+    /// XDP: forwarded to a remote backend in IP (`ipip`).
+    XdpForwardedIpip = "xdp_forwarded_ipip",
+    /// XDP: forwarded to a remote backend in GUE (`gue`).
+    XdpForwardedGue = "xdp_forwarded_gue",
+    /// XDP: dropped; the routing table has no way to the remote backend.
+    XdpNoRoute = "xdp_no_route",
+    /// XDP: dropped; the next hop to the remote backend does not answer ARP or neighbour discovery yet.
+    XdpNoNeighbour = "xdp_no_neighbour",
+    /// XDP: too big for the way to the remote backend; answered with the size that fits (ICMP, path MTU discovery).
+    XdpTooBig = "xdp_too_big",
+    /// XDP: dropped; its TTL or hop limit does not allow another hop.
+    XdpTtl = "xdp_ttl",
+    /// XDP: dropped; the kernel gave no room for the headers to add.
+    XdpNoRoom = "xdp_no_room",
     /// sk_lookup: a connection delivered to the worker of its ring slot.
     LookupRing = "lookup_ring",
     /// sk_lookup: a connection delivered to the worker that the client is bound to.
@@ -216,6 +313,8 @@ counters! {
     BindingNew = "binding_new",
     /// A client's binding moved to another backend.
     BindingMoved = "binding_moved",
+    /// A remote backend's client was not written down: too many at once, as in a flood.
+    BindingLimited = "binding_limited",
     /// A binding could not be written.
     BindingFailed = "binding_failed",
 }
@@ -241,6 +340,9 @@ mod tests {
         assert_eq!(size_of::<Live>(), 16);
         assert_eq!(size_of::<SocketKey>(), 8);
         assert_eq!(size_of::<Owner>(), 8 + 24);
+        assert_eq!(size_of::<Backend>(), 32 + 16);
+        assert_eq!(size_of::<Route>(), 16 + 12 + 4);
+        assert_eq!(size_of::<FragmentKey>(), 32 + 8);
     }
 
     #[test]

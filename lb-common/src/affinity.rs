@@ -13,6 +13,11 @@ pub trait Tables {
     fn is_live(&self, backend: BackendId) -> bool;
     /// Seconds of CLOCK_MONOTONIC, coarse. Asked only when a binding is judged.
     fn now_s(&self) -> u32;
+    /// The backend that the client is opening a connection to, while its slot is in transition and it is not bound
+    /// yet. Only [`follow`] asks.
+    fn opening(&self, _key: &BindingKey) -> BackendId {
+        BackendId::NONE
+    }
 }
 
 /// Where a connection goes.
@@ -51,6 +56,12 @@ pub const fn slot_of(service: &Service, client: Addr) -> u32 {
     hash::slot(hash::mix(service.seed, client), service.ring_len)
 }
 
+/// Whether the client's slot is changing hands.
+#[inline(always)]
+pub fn is_in_transition<T: Tables>(tables: &T, service: &Service, client: Addr) -> bool {
+    tables.slot(service.app, slot_of(service, client)).is_some_and(|slot| !slot.previous.is_none())
+}
+
 /// Whether a binding still holds: its backend lives, and it has a connection or was seen recently enough.
 #[inline(always)]
 pub fn is_fresh(service: &Service, binding: &Binding, now_s: u32) -> bool {
@@ -84,6 +95,63 @@ pub fn choose<T: Tables>(tables: &T, service: &Service, address: Addr) -> Choice
     Choice::Ring(slot.current)
 }
 
+/// Where a packet of an open flow goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flow {
+    /// The slot is stable: its owner.
+    Ring(BackendId),
+    /// The slot is in transition and the client is bound.
+    Bound(BackendId),
+    /// The slot is in transition, and the client is opening its first connection to this backend.
+    Opening(BackendId),
+    /// The slot is in transition, and nothing is known of the client: it was there before.
+    Previous(BackendId),
+    /// No backend owns the slot.
+    NoWorker,
+}
+
+impl Flow {
+    #[inline(always)]
+    pub const fn backend(self) -> Option<BackendId> {
+        match self {
+            Self::Ring(backend) | Self::Bound(backend) | Self::Opening(backend) | Self::Previous(backend) => {
+                Some(backend)
+            }
+            Self::NoWorker => None,
+        }
+    }
+}
+
+/// Where a packet of an open flow goes when nothing but addresses tells: to remote backends, whose connections this
+/// machine does not hold.
+///
+/// As [`choose`], but for who is not bound while the slot is in transition: that client was with the previous owner
+/// when the slot changed hands, unless it is just opening its first connection to the new one.
+#[inline(always)]
+pub fn follow<T: Tables>(tables: &T, service: &Service, address: Addr) -> Flow {
+    let client = client_of(service, address);
+    let Some(slot) = tables.slot(service.app, slot_of(service, client)) else {
+        return Flow::NoWorker;
+    };
+    if !slot.previous.is_none() {
+        let key = BindingKey { client, app: service.app, reserved: 0 };
+        if let Some(binding) = tables.binding(&key)
+            && tables.is_live(binding.backend)
+            && is_fresh(service, &binding, tables.now_s())
+        {
+            return Flow::Bound(binding.backend);
+        }
+        let opening = tables.opening(&key);
+        if !opening.is_none() && tables.is_live(opening) {
+            return Flow::Opening(opening);
+        }
+        if tables.is_live(slot.previous) {
+            return Flow::Previous(slot.previous);
+        }
+    }
+    if slot.current.is_none() { Flow::NoWorker } else { Flow::Ring(slot.current) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +165,7 @@ mod tests {
         bindings: HashMap<BindingKey, Binding>,
         live: std::vec::Vec<BackendId>,
         now_s: u32,
+        opening: BackendId,
     }
 
     impl Tables for Fixture {
@@ -111,6 +180,9 @@ mod tests {
         }
         fn now_s(&self) -> u32 {
             self.now_s
+        }
+        fn opening(&self, _: &BindingKey) -> BackendId {
+            self.opening
         }
     }
 
@@ -127,6 +199,7 @@ mod tests {
             bindings: HashMap::from([(key, Binding { backend: to, connections, seen_s, reserved: 0 })]),
             live: std::vec![A, B],
             now_s,
+            opening: BackendId::NONE,
         }
     }
 
@@ -189,5 +262,35 @@ mod tests {
         let other = Addr::v6([0x20, 1, 0xd, 0xb8, 0, 0, 0, 1, 9, 9, 9, 9, 9, 9, 9, 9]);
         assert_eq!(client_of(&wide, one), client_of(&wide, other));
         assert_eq!(slot_of(&wide, client_of(&wide, one)), slot_of(&wide, client_of(&wide, other)));
+    }
+
+    /// Nobody is bound.
+    fn unbound(slot: Slot) -> Fixture {
+        Fixture { bindings: HashMap::new(), ..bound(slot, B, 0, 0, 0) }
+    }
+
+    #[test]
+    fn an_open_flow_of_nobody_bound_stays_with_the_previous_owner() {
+        let tables = unbound(Slot { current: A, previous: B });
+        assert_eq!(follow(&tables, &service(), CLIENT), Flow::Previous(B));
+        assert_eq!(choose(&tables, &service(), CLIENT), Choice::Ring(A), "a new connection goes to the new owner");
+    }
+
+    #[test]
+    fn a_client_that_just_opened_to_the_new_owner_is_followed_there() {
+        let tables = Fixture { opening: A, ..unbound(Slot { current: A, previous: B }) };
+        assert_eq!(follow(&tables, &service(), CLIENT), Flow::Opening(A));
+    }
+
+    #[test]
+    fn a_dead_previous_owner_keeps_nobody() {
+        let tables = Fixture { live: std::vec![A], ..unbound(Slot { current: A, previous: B }) };
+        assert_eq!(follow(&tables, &service(), CLIENT), Flow::Ring(A));
+    }
+
+    #[test]
+    fn a_stable_slot_is_followed_by_the_ring_alone() {
+        let tables = bound(Slot { current: A, previous: BackendId::NONE }, B, 1, 0, 0);
+        assert_eq!(follow(&tables, &service(), CLIENT), Flow::Ring(A));
     }
 }

@@ -11,6 +11,8 @@ extern crate alloc;
 pub mod abi;
 pub mod addr;
 pub mod affinity;
+pub mod checksum;
+pub mod encap;
 pub mod hash;
 #[cfg(feature = "alloc")]
 pub mod maglev;

@@ -3,6 +3,7 @@
 //! Every read is checked through [`Packet`], so the same code passes the kernel's verifier and runs over slices in
 //! tests. What cannot be a service's packet is said so early; nothing is ever altered here.
 
+use crate::abi::{PROTO_TCP, PROTO_UDP};
 use crate::addr::Addr;
 
 /// Bytes that may end anywhere. `read` returns `None` past the end, never a part.
@@ -20,15 +21,19 @@ impl Packet for [u8] {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Frame {
     Tcp(Segment),
+    Udp(Segment),
     /// A fragment after the first: its ports are in another packet.
-    LaterFragment,
-    /// Not IP, not TCP, or headers past what we follow.
+    LaterFragment(Fragment),
+    /// An ICMP or ICMPv6 error about a packet of the flow given, as the flow's client would have sent it: the quoted
+    /// packet went the other way.
+    IcmpError(Segment),
+    /// Not IP, neither TCP nor UDP nor an ICMP error, or headers past what we follow.
     Other,
     /// Shorter than its own headers say.
     Truncated,
 }
 
-/// A TCP segment whose ports are known.
+/// A packet whose ports are known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Segment {
     pub source: Addr,
@@ -37,8 +42,45 @@ pub struct Segment {
     pub source_port: u16,
     /// Host byte order.
     pub destination_port: u16,
-    /// Byte 13 of the TCP header (RFC 9293 section 3.1).
+    /// [`PROTO_TCP`] or [`PROTO_UDP`].
+    pub protocol: u8,
+    /// Byte 13 of the TCP header (RFC 9293 section 3.1); 0 for UDP.
     pub flags: u8,
+    /// Where the frame's own IP header begins.
+    pub network: u16,
+    /// Whether it is the first of several fragments.
+    pub fragment: FragmentId,
+}
+
+/// What the fragments of one packet have in common. No `Option`: its unused half is undefined, and the kernel's verifier
+/// refuses to see such bytes moved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FragmentId(u64);
+
+impl FragmentId {
+    /// The packet is whole.
+    pub const NONE: Self = Self(0);
+
+    #[inline(always)]
+    pub const fn new(id: u32) -> Self {
+        Self((1 << 32) | id as u64)
+    }
+
+    /// `None` for a packet that is whole.
+    #[inline(always)]
+    pub const fn get(self) -> Option<u32> {
+        if self.0 == 0 { None } else { Some(self.0 as u32) }
+    }
+}
+
+/// What the fragments of one packet share (RFC 791 section 2.3, RFC 8200 section 4.5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fragment {
+    pub source: Addr,
+    pub destination: Addr,
+    pub id: u32,
+    /// Where the frame's IP header begins.
+    pub network: u16,
 }
 
 impl Segment {
@@ -71,11 +113,20 @@ const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
 const IPV6_LEN: usize = 40;
 
 const NEXT_HOP_BY_HOP: u8 = 0;
-const NEXT_TCP: u8 = 6;
+const NEXT_ICMP: u8 = 1;
 const NEXT_ROUTING: u8 = 43;
 const NEXT_FRAGMENT: u8 = 44;
 const NEXT_AUTHENTICATION: u8 = 51;
+const NEXT_ICMPV6: u8 = 58;
 const NEXT_DESTINATION: u8 = 60;
+
+/// An ICMP header before the packet that it quotes (RFC 792, RFC 4443 section 2.1).
+const ICMP_LEN: usize = 8;
+const ICMP_UNREACHABLE: u8 = 3;
+const ICMP_TIME_EXCEEDED: u8 = 11;
+const ICMP_PARAMETER: u8 = 12;
+/// ICMPv6 errors: unreachable, packet too big, time exceeded, parameter problem.
+const ICMPV6_ERRORS: core::ops::RangeInclusive<u8> = 1..=4;
 
 /// Parses a frame from its Ethernet header.
 #[inline(always)]
@@ -103,41 +154,51 @@ fn parse_ethernet<P: Packet + ?Sized>(packet: &P) -> Option<Frame> {
 
 /// RFC 791 section 3.1.
 #[inline(always)]
-fn parse_ipv4<P: Packet + ?Sized>(packet: &P, offset: usize) -> Option<Frame> {
-    let [version_ihl] = packet.read(offset)?;
+fn parse_ipv4<P: Packet + ?Sized>(packet: &P, network: usize) -> Option<Frame> {
+    let [version_ihl] = packet.read(network)?;
     let header_len = usize::from(version_ihl & 0x0f) * 4;
     if version_ihl >> 4 != 4 || header_len < IPV4_MIN_LEN {
         return Some(Frame::Other);
     }
-    let [protocol] = packet.read(offset + 9)?;
-    if protocol != NEXT_TCP {
+    let [protocol] = packet.read(network + 9)?;
+    if protocol != PROTO_TCP && protocol != PROTO_UDP && protocol != NEXT_ICMP {
         return Some(Frame::Other);
     }
-    let fragment = u16::from_be_bytes(packet.read(offset + 6)?);
-    if fragment & IPV4_FRAGMENT_OFFSET != 0 {
-        return Some(Frame::LaterFragment);
+    let fragment = u16::from_be_bytes(packet.read(network + 6)?);
+    let source = Addr::v4(packet.read(network + 12)?);
+    let destination = Addr::v4(packet.read(network + 16)?);
+    if fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS) == 0 {
+        if protocol == NEXT_ICMP {
+            return icmp_error(packet, network, network + header_len);
+        }
+        return ports(packet, network, network + header_len, protocol, source, destination, FragmentId::NONE);
     }
-    let source = Addr::v4(packet.read(offset + 12)?);
-    let destination = Addr::v4(packet.read(offset + 16)?);
-    let first_of_many = fragment & IPV4_MORE_FRAGMENTS != 0;
-    parse_tcp(packet, offset + header_len, source, destination, first_of_many)
+    // Fragments of one packet are told apart from another protocol's by that protocol.
+    let id = u32::from(u16::from_be_bytes(packet.read(network + 4)?)) | (u32::from(protocol) << 16);
+    if fragment & IPV4_FRAGMENT_OFFSET != 0 {
+        return Some(Frame::LaterFragment(Fragment { source, destination, id, network: network as u16 }));
+    }
+    if protocol == NEXT_ICMP {
+        return Some(Frame::Other);
+    }
+    ports(packet, network, network + header_len, protocol, source, destination, FragmentId::new(id))
 }
 
 /// RFC 8200 sections 3 and 4.
 #[inline(always)]
-fn parse_ipv6<P: Packet + ?Sized>(packet: &P, offset: usize) -> Option<Frame> {
-    let [version, _] = packet.read(offset)?;
+fn parse_ipv6<P: Packet + ?Sized>(packet: &P, network: usize) -> Option<Frame> {
+    let [version, _] = packet.read(network)?;
     if version >> 4 != 6 {
         return Some(Frame::Other);
     }
-    let [mut next] = packet.read(offset + 6)?;
-    let source = Addr::v6(packet.read(offset + 8)?);
-    let destination = Addr::v6(packet.read(offset + 24)?);
-    let mut offset = offset + IPV6_LEN;
-    let mut first_of_many = false;
+    let [mut next] = packet.read(network + 6)?;
+    let source = Addr::v6(packet.read(network + 8)?);
+    let destination = Addr::v6(packet.read(network + 24)?);
+    let mut offset = network + IPV6_LEN;
+    let mut fragment = FragmentId::NONE;
     for _ in 0..=EXTENSIONS_MAX {
         let len = match next {
-            NEXT_TCP => return parse_tcp(packet, offset, source, destination, first_of_many),
+            PROTO_TCP | PROTO_UDP => return ports(packet, network, offset, next, source, destination, fragment),
             NEXT_HOP_BY_HOP | NEXT_ROUTING | NEXT_DESTINATION => {
                 let [_, units] = packet.read(offset)?;
                 (usize::from(units) + 1) * 8
@@ -148,13 +209,16 @@ fn parse_ipv6<P: Packet + ?Sized>(packet: &P, offset: usize) -> Option<Frame> {
                 (usize::from(units) + 2) * 4
             }
             NEXT_FRAGMENT => {
-                let fragment = u16::from_be_bytes(packet.read(offset + 2)?);
-                if fragment & 0xfff8 != 0 {
-                    return Some(Frame::LaterFragment);
+                let place = u16::from_be_bytes(packet.read(offset + 2)?);
+                let id = u32::from_be_bytes(packet.read(offset + 4)?);
+                if place & 0xfff8 != 0 {
+                    return Some(Frame::LaterFragment(Fragment { source, destination, id, network: network as u16 }));
                 }
-                first_of_many = fragment & 1 != 0;
+                // Neither later fragments nor more to come: an atomic fragment (RFC 6946) is a whole packet.
+                fragment = if place & 1 != 0 { FragmentId::new(id) } else { FragmentId::NONE };
                 8
             }
+            NEXT_ICMPV6 if fragment == FragmentId::NONE => return icmpv6_error(packet, network, offset),
             _ => return Some(Frame::Other),
         };
         [next] = packet.read(offset)?;
@@ -163,24 +227,89 @@ fn parse_ipv6<P: Packet + ?Sized>(packet: &P, offset: usize) -> Option<Frame> {
     Some(Frame::Other)
 }
 
-/// RFC 9293 section 3.1. The first of several fragments may end before the flags; its ports must be there
-/// (RFC 791 section 3.2: 8 octets at least).
+/// TCP (RFC 9293 section 3.1) or UDP (RFC 768). The first of several fragments may end before TCP's flags; its ports
+/// must be there (RFC 791 section 3.2: 8 octets at least).
 #[inline(always)]
-fn parse_tcp<P: Packet + ?Sized>(
+fn ports<P: Packet + ?Sized>(
     packet: &P,
-    offset: usize,
+    network: usize,
+    transport: usize,
+    protocol: u8,
     source: Addr,
     destination: Addr,
-    first_of_many: bool,
+    fragment: FragmentId,
 ) -> Option<Frame> {
-    let source_port = u16::from_be_bytes(packet.read(offset)?);
-    let destination_port = u16::from_be_bytes(packet.read(offset + 2)?);
-    let flags = match packet.read(offset + 13) {
+    let source_port = u16::from_be_bytes(packet.read(transport)?);
+    let destination_port = u16::from_be_bytes(packet.read(transport + 2)?);
+    let network = network as u16;
+    let segment = Segment { source, destination, source_port, destination_port, protocol, flags: 0, network, fragment };
+    if protocol == PROTO_UDP {
+        return Some(Frame::Udp(segment));
+    }
+    let flags = match packet.read(transport + 13) {
         Some([flags]) => flags,
-        None if first_of_many => 0,
+        None if fragment != FragmentId::NONE => 0,
         None => return None,
     };
-    Some(Frame::Tcp(Segment { source, destination, source_port, destination_port, flags }))
+    Some(Frame::Tcp(Segment { flags, ..segment }))
+}
+
+/// RFC 792: the quoted packet has its header and 8 octets at least, which hold the ports.
+#[inline(always)]
+fn icmp_error<P: Packet + ?Sized>(packet: &P, network: usize, offset: usize) -> Option<Frame> {
+    let [kind] = packet.read(offset)?;
+    if kind != ICMP_UNREACHABLE && kind != ICMP_TIME_EXCEEDED && kind != ICMP_PARAMETER {
+        return Some(Frame::Other);
+    }
+    let quoted = offset + ICMP_LEN;
+    let [version_ihl] = packet.read(quoted)?;
+    let header_len = usize::from(version_ihl & 0x0f) * 4;
+    let [protocol] = packet.read(quoted + 9)?;
+    let fragment = u16::from_be_bytes(packet.read(quoted + 6)?);
+    if version_ihl >> 4 != 4 || header_len < IPV4_MIN_LEN || fragment & IPV4_FRAGMENT_OFFSET != 0 {
+        return Some(Frame::Other);
+    }
+    let sender = Addr::v4(packet.read(quoted + 12)?);
+    let receiver = Addr::v4(packet.read(quoted + 16)?);
+    quoted_flow(packet, network, quoted + header_len, protocol, sender, receiver)
+}
+
+/// RFC 4443 section 3. Quoted packets with extension headers are left alone.
+#[inline(always)]
+fn icmpv6_error<P: Packet + ?Sized>(packet: &P, network: usize, offset: usize) -> Option<Frame> {
+    let [kind] = packet.read(offset)?;
+    if !ICMPV6_ERRORS.contains(&kind) {
+        return Some(Frame::Other);
+    }
+    let quoted = offset + ICMP_LEN;
+    let [protocol] = packet.read(quoted + 6)?;
+    let sender = Addr::v6(packet.read(quoted + 8)?);
+    let receiver = Addr::v6(packet.read(quoted + 24)?);
+    quoted_flow(packet, network, quoted + IPV6_LEN, protocol, sender, receiver)
+}
+
+#[inline(always)]
+fn quoted_flow<P: Packet + ?Sized>(
+    packet: &P,
+    network: usize,
+    transport: usize,
+    protocol: u8,
+    sender: Addr,
+    receiver: Addr,
+) -> Option<Frame> {
+    if protocol != PROTO_TCP && protocol != PROTO_UDP {
+        return Some(Frame::Other);
+    }
+    Some(Frame::IcmpError(Segment {
+        source: receiver,
+        destination: sender,
+        source_port: u16::from_be_bytes(packet.read(transport + 2)?),
+        destination_port: u16::from_be_bytes(packet.read(transport)?),
+        protocol,
+        flags: 0,
+        network: network as u16,
+        fragment: FragmentId::NONE,
+    }))
 }
 
 #[cfg(test)]
@@ -199,13 +328,13 @@ mod tests {
         fn any_ip_like_bytes_parse_without_panic(
             mut bytes in prop::collection::vec(any::<u8>(), 14..400),
             v6: bool,
-            next in prop::sample::select(std::vec![0_u8, 6, 43, 44, 51, 60]),
+            next in prop::sample::select(std::vec![0_u8, 1, 6, 17, 43, 44, 51, 58, 60]),
         ) {
             bytes[12..14].copy_from_slice(&if v6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 }.to_be_bytes());
             if bytes.len() > 23 {
                 bytes[14] = if v6 { 0x60 } else { 0x45 };
                 bytes[20] = next;
-                bytes[23] = 6;
+                bytes[23] = next;
             }
             let _ = parse(bytes.as_slice());
         }

@@ -8,36 +8,69 @@
 #![allow(internal_features)]
 #![allow(unsafe_code)]
 
+mod forward;
 mod maps;
 mod packet;
 mod socket;
+mod steer;
 
-use aya_ebpf::bindings::xdp_action::XDP_PASS;
+use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_TX};
 use aya_ebpf::macros::{btf_tracepoint, sk_lookup, xdp};
 use aya_ebpf::programs::{BtfTracePointContext, SkLookupContext, XdpContext};
-use lb_common::abi::{Counter, SocketKey};
+use lb_common::abi::{Counter, PROTO_TCP, SERVICE_REMOTE, SocketKey};
 use lb_common::affinity::{self, Choice};
 use lb_common::parse::{self, Frame};
 
 use crate::maps::KernelTables;
+use crate::steer::{Outgoing, Steered};
 
-/// Lets every packet pass, and says in the counters where it is going.
+/// Sends packets for remote backends on their way, and lets every other packet pass; says in the counters what it did.
 #[xdp]
 pub fn homing_xdp(ctx: XdpContext) -> u32 {
-    maps::count(match parse::parse(&packet::XdpPacket::new(&ctx)) {
-        Frame::Other => Counter::XdpNotOurs,
-        Frame::Truncated => Counter::XdpTruncated,
-        Frame::LaterFragment => Counter::XdpFragment,
-        Frame::Tcp(segment) => match maps::service(segment.destination, segment.destination_port) {
-            None => Counter::XdpNotOurs,
-            Some(_) if !segment.is_syn() => Counter::XdpEstablished,
-            Some(service) => match affinity::choose(&KernelTables, &service, segment.source) {
-                Choice::Ring(_) | Choice::Bound(_) => Counter::XdpSynWorker,
-                Choice::HttpOnly | Choice::NoWorker => Counter::XdpSynHttp,
-            },
-        },
-    });
-    XDP_PASS
+    let mut outgoing = Outgoing::NOWHERE;
+    if steer(&ctx, &mut outgoing) == XDP_PASS { XDP_PASS } else { forward::send(&ctx, &outgoing) }
+}
+
+/// A function of its own, done before `send` begins: both would not fit on the 512 bytes of one stack.
+#[inline(never)]
+fn steer(ctx: &XdpContext, leaving: &mut Outgoing) -> u32 {
+    match decide(ctx) {
+        Steered::Stays(counter) => {
+            maps::count(counter);
+            XDP_PASS
+        }
+        Steered::Leaves(outgoing) => {
+            *leaving = outgoing;
+            XDP_TX
+        }
+    }
+}
+
+#[inline(always)]
+fn decide(ctx: &XdpContext) -> Steered {
+    let frame = parse::parse(&packet::XdpPacket::new(ctx));
+    let (segment, is_opening) = match frame {
+        Frame::Other => return Steered::Stays(Counter::XdpNotOurs),
+        Frame::Truncated => return Steered::Stays(Counter::XdpTruncated),
+        Frame::LaterFragment(fragment) => return steer::later_fragment(&fragment),
+        Frame::Tcp(segment) => (segment, segment.is_syn()),
+        Frame::Udp(segment) | Frame::IcmpError(segment) => (segment, false),
+    };
+    let Some(service) = maps::service(segment.destination, segment.destination_port, segment.protocol) else {
+        return Steered::Stays(Counter::XdpNotOurs);
+    };
+    if service.flags & SERVICE_REMOTE != 0 {
+        return steer::segment(ctx, &service, &segment, is_opening);
+    }
+    Steered::Stays(if matches!(frame, Frame::IcmpError(_)) {
+        Counter::XdpIcmp
+    } else if !is_opening {
+        Counter::XdpEstablished
+    } else if affinity::choose(&KernelTables, &service, segment.source).backend().is_some() {
+        Counter::XdpSynWorker
+    } else {
+        Counter::XdpSynHttp
+    })
 }
 
 /// Delivers a new connection to the chosen worker's listening socket. Whatever is in the way, the kernel goes on to
@@ -54,7 +87,7 @@ const SK_PASS: u32 = 1;
 #[inline(always)]
 fn deliver(ctx: &SkLookupContext) -> Option<()> {
     let lookup = socket::lookup(ctx)?;
-    let service = maps::service(lookup.local, lookup.local_port)?;
+    let service = maps::service(lookup.local, lookup.local_port, PROTO_TCP)?;
     let (backend, delivered) = match affinity::choose(&KernelTables, &service, lookup.remote) {
         Choice::Ring(backend) => (backend, Counter::LookupRing),
         Choice::Bound(backend) => (backend, Counter::LookupBound),

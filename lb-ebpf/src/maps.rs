@@ -8,8 +8,9 @@ use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use lb_common::abi::{
-    APPS_MAX, BINDINGS_MAX, BackendId, Binding, BindingKey, Counter, Live, MAX_BACKENDS, Owner, SERVICES_MAX, Service,
-    ServiceKey, Slot, SocketKey,
+    APPS_MAX, BINDINGS_MAX, BINDINGS_PER_SECOND, Backend, BackendId, Binding, BindingKey, Budget, Counter,
+    FRAGMENTS_MAX, FragmentKey, Live, MAX_BACKENDS, OPENING_MAX, Owner, Route, SERVICES_MAX, Service, ServiceKey, Slot,
+    SocketKey,
 };
 use lb_common::addr::Addr;
 use lb_common::affinity::Tables;
@@ -26,9 +27,22 @@ pub static SERVICES: HashMap<ServiceKey, Service, { SERVICES_MAX as usize }> = H
 #[btf_map]
 pub static RINGS: ArrayOfMaps<Array<Slot, 1, { BPF_F_INNER_MAP as usize }>, { APPS_MAX as usize }> = ArrayOfMaps::new();
 
-/// Backend index → the generation of it that lives (NONE: nobody).
+/// Backend index → the backend that lives there (id NONE: nobody).
 #[btf_map]
-pub static BACKENDS: Array<BackendId, { MAX_BACKENDS as usize }> = Array::new();
+pub static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }> = Array::new();
+
+/// Backend index → the way there, as this CPU last looked it up.
+#[btf_map]
+pub static ROUTES: PerCpuArray<Route, { MAX_BACKENDS as usize }> = PerCpuArray::new();
+
+/// Fragments of one packet → the remote backend that its first one went to.
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, BackendId, { FRAGMENTS_MAX as usize }> = LruHashMap::new();
+
+/// Client in a slot in transition → the new owner that it is opening a connection to. Its own table, so that a flood of
+/// SYNs forgets other clients' SYNs at most, and nobody's binding.
+#[btf_map]
+pub static OPENING: LruHashMap<BindingKey, BackendId, { OPENING_MAX as usize }> = LruHashMap::new();
 
 /// Backend and family → its listening socket. The kernel takes a socket out when its process dies.
 #[btf_map]
@@ -37,6 +51,10 @@ pub static SOCKETS: SockHash<SocketKey, { 2 * MAX_BACKENDS as usize }> = SockHas
 /// Client of an app → backend. Written when connections are established, read only in slots in transition.
 #[btf_map]
 pub static BINDINGS: LruHashMap<BindingKey, Binding, { BINDINGS_MAX as usize }> = LruHashMap::new();
+
+/// What XDP has written into BINDINGS this second, per CPU.
+#[btf_map]
+pub static BUDGET: PerCpuArray<Budget, 1> = PerCpuArray::new();
 
 /// Backend → its connections. User space makes and removes the entries.
 #[btf_map]
@@ -78,14 +96,20 @@ impl OwnerStorage {
 
 /// The service that listens on this address and port: the exact address before the family's wildcard.
 #[inline(always)]
-pub fn service(address: Addr, port: u16) -> Option<Service> {
+pub fn service(address: Addr, port: u16, protocol: u8) -> Option<Service> {
     // SAFETY: a slot reused under us yields another service's whole value, as if the lookup had come a moment later.
-    let exact = unsafe { SERVICES.get(ServiceKey::tcp(address, port)) };
+    let exact = unsafe { SERVICES.get(ServiceKey::new(address, port, protocol)) };
     match exact {
         Some(service) => Some(*service),
         // SAFETY: as above.
-        None => unsafe { SERVICES.get(ServiceKey::tcp(address.any(), port)) }.copied(),
+        None => unsafe { SERVICES.get(ServiceKey::new(address.any(), port, protocol)) }.copied(),
     }
+}
+
+/// The backend with this very id, if it lives.
+#[inline(always)]
+pub fn backend(id: BackendId) -> Option<&'static Backend> {
+    BACKENDS.get(id.index()).filter(|backend| backend.id == id)
 }
 
 #[inline(always)]
@@ -93,6 +117,21 @@ pub fn count(counter: Counter) {
     if let Some(cell) = COUNTERS.get_ptr_mut(counter as u32) {
         // SAFETY: a non-null pointer to this CPU's own u64.
         unsafe { *cell += 1 };
+    }
+}
+
+/// Whether XDP may write one more binding this second.
+#[inline(always)]
+pub fn may_bind() -> bool {
+    let Some(budget) = BUDGET.get_ptr_mut(0) else { return false };
+    let now_s = now_s();
+    // SAFETY: this CPU's own value; XDP programs are not interrupted by one another on a CPU.
+    unsafe {
+        if (*budget).second != now_s {
+            *budget = Budget { second: now_s, used: 0 };
+        }
+        (*budget).used += 1;
+        (*budget).used <= BINDINGS_PER_SECOND
     }
 }
 
@@ -114,12 +153,18 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn is_live(&self, backend: BackendId) -> bool {
-        BACKENDS.get(backend.index()).is_some_and(|live| *live == backend)
+        self::backend(backend).is_some()
     }
 
     #[inline(always)]
     fn now_s(&self) -> u32 {
         now_s()
+    }
+
+    #[inline(always)]
+    fn opening(&self, key: &BindingKey) -> BackendId {
+        // SAFETY: a slot reused under us is another client's whole id, for one packet.
+        unsafe { OPENING.get(key) }.copied().unwrap_or(BackendId::NONE)
     }
 }
 
@@ -127,7 +172,7 @@ const NS_PER_S: u64 = 1_000_000_000;
 
 /// Seconds of CLOCK_MONOTONIC, coarse (Linux 5.11): 2 ns instead of 28, but not for tracing programs.
 #[inline(always)]
-fn now_s() -> u32 {
+pub fn now_s() -> u32 {
     // SAFETY: a helper without arguments or effects.
     (unsafe { bpf_ktime_get_coarse_ns() } / NS_PER_S) as u32
 }

@@ -21,22 +21,46 @@ impl XdpPacket {
     }
 }
 
-impl Packet for XdpPacket {
+impl XdpPacket {
+    /// Bytes of the frame.
     #[inline(always)]
-    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+    pub fn len(&self) -> usize {
+        self.end - self.data
+    }
+
+    /// `None`: the frame ends before.
+    #[inline(always)]
+    pub fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        let start: *mut [u8; N] = self.place::<N>(offset)? as *mut [u8; N];
+        // SAFETY: as for `read`; nothing else refers to the packet.
+        unsafe { *start = bytes };
+        Some(())
+    }
+
+    /// The address of `N` bytes that are all in the frame.
+    #[inline(always)]
+    fn place<const N: usize>(&self, offset: usize) -> Option<usize> {
         if offset > OFFSET_MAX {
             return None;
         }
         let mut start = self.data + offset;
-        // The verifier follows one register: it must see the check and the read on the same one, so the compiler may
+        // The verifier follows one register: it must see the check and the access on the same one, so the compiler may
         // not work the address out a second time.
         // SAFETY: moves a register to itself (an empty template would leave line info that the kernel refuses).
         unsafe { asm!("{0} = {0}", inout(reg) start, options(nomem, nostack, preserves_flags, pure)) };
         if start + N > self.end {
             return None;
         }
-        // SAFETY: `start..start + N` lies between the packet's data and data_end, checked above and by the verifier;
-        // a byte array has no alignment.
-        Some(unsafe { *(start as *const [u8; N]) })
+        Some(start)
+    }
+}
+
+impl Packet for XdpPacket {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let start = self.place::<N>(offset)? as *const [u8; N];
+        // SAFETY: `start..start + N` lies between the packet's data and data_end, checked by `place` and by the
+        // verifier; a byte array has no alignment.
+        Some(unsafe { *start })
     }
 }

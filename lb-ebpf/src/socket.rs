@@ -118,7 +118,7 @@ fn client(sk: *const SockCommon) -> Option<BindingKey> {
     } else {
         (v6(sock.v6_rcv_saddr), v6(sock.v6_daddr))
     };
-    let service = maps::service(local, sock.num)?;
+    let service = maps::service(local, sock.num, PROTO_TCP)?;
     Some(BindingKey { client: affinity::client_of(&service, remote), app: service.app, reserved: 0 })
 }
 

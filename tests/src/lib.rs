@@ -6,3 +6,4 @@ pub mod network;
 pub mod packets;
 pub mod round_robin;
 pub mod session;
+pub mod wire;

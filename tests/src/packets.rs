@@ -2,7 +2,7 @@
 
 use lb_common::abi::Counter;
 use lb_common::addr::Addr;
-use lb_common::parse::{Frame, Segment, TCP_ACK, TCP_RST, TCP_SYN};
+use lb_common::parse::{Fragment, FragmentId, Frame, Segment, TCP_ACK, TCP_RST, TCP_SYN};
 
 /// The service that the fixtures speak to: an address of its own, on both families.
 pub const PORT: u16 = 8080;
@@ -16,6 +16,8 @@ const TCP_FIN: u8 = 0x01;
 const TCP_PSH: u8 = 0x08;
 const UDP: u8 = 17;
 const TCP: u8 = 6;
+/// What the fragments of the fixtures' one IPv4 packet share: its identification, and its protocol.
+const V4_ID: u32 = 1 | ((TCP as u32) << 16);
 
 /// A packet and what is expected of it.
 pub struct Fixture {
@@ -32,6 +34,7 @@ pub fn fixtures() -> Vec<Fixture> {
     for family in [Family::V4, Family::V6] {
         segments(&mut all, family);
         extended(&mut all, family);
+        icmp_errors(&mut all, family);
     }
     ipv4_only(&mut all);
     ipv6_only(&mut all);
@@ -63,6 +66,8 @@ struct Packet {
     port: u16,
     flags: u8,
     payload: Vec<u8>,
+    /// In place of a TCP or UDP header.
+    raw: Option<Vec<u8>>,
 }
 
 impl Packet {
@@ -78,6 +83,7 @@ impl Packet {
             port: PORT,
             flags,
             payload: Vec::new(),
+            raw: None,
         }
     }
 
@@ -122,6 +128,9 @@ impl Packet {
     }
 
     fn transport(&self) -> Vec<u8> {
+        if let Some(raw) = &self.raw {
+            return raw.clone();
+        }
         let mut header = Vec::new();
         header.extend(CLIENT_PORT.to_be_bytes());
         header.extend(self.port.to_be_bytes());
@@ -139,13 +148,39 @@ impl Packet {
             Family::V4 => (Addr::v4(CLIENT_V4), Addr::v4(self.destination.unwrap_or(V4))),
             Family::V6 => (Addr::v6(CLIENT_V6), Addr::v6(V6)),
         };
-        Frame::Tcp(Segment {
+        let segment = Segment {
             source,
             destination,
             source_port: CLIENT_PORT,
             destination_port: self.port,
+            protocol: self.protocol,
             flags: self.flags,
-        })
+            network: self.network(),
+            fragment: FragmentId::NONE,
+        };
+        if self.protocol == TCP { Frame::Tcp(segment) } else { Frame::Udp(segment) }
+    }
+
+    /// Where the IP header begins.
+    fn network(&self) -> u16 {
+        14 + 4 * self.vlans.len() as u16
+    }
+
+    /// The segment as the first of several fragments.
+    fn first_fragment(&self, id: u32) -> Frame {
+        match self.segment() {
+            Frame::Tcp(segment) => Frame::Tcp(Segment { fragment: FragmentId::new(id), ..segment }),
+            other => other,
+        }
+    }
+
+    fn later_fragment(&self, id: u32) -> Frame {
+        match self.segment() {
+            Frame::Tcp(Segment { source, destination, network, .. }) => {
+                Frame::LaterFragment(Fragment { source, destination, id, network })
+            }
+            other => other,
+        }
     }
 }
 
@@ -181,7 +216,58 @@ fn segments(all: &mut Vec<Fixture>, family: Family) {
         push(all, format!("{ip}: port {port} is not ours"), &packet, packet.segment(), Counter::XdpNotOurs);
     }
     let udp = Packet { protocol: UDP, ..Packet::new(family, 0) };
-    push(all, format!("{ip}: UDP on the service's port is not ours"), &udp, Frame::Other, Counter::XdpNotOurs);
+    push(all, format!("{ip}: UDP on the service's port is not ours"), &udp, udp.segment(), Counter::XdpNotOurs);
+    let sctp = Packet { protocol: 132, ..Packet::new(family, 0) };
+    push(all, format!("{ip}: SCTP is not ours"), &sctp, Frame::Other, Counter::XdpNotOurs);
+}
+
+/// Errors about packets that the service sent: the quoted packet goes the other way.
+fn icmp_errors(all: &mut Vec<Fixture>, family: Family) {
+    let ip = family_name(family);
+    let (protocol, kinds, other): (u8, &[u8], u8) = match family {
+        Family::V4 => (1, &[3, 11, 12], 8),
+        Family::V6 => (58, &[1, 2, 3, 4], 128),
+    };
+    let icmp = |kind: u8, quoted: &[u8]| Packet {
+        raw: Some([&[kind, 0, 0, 0, 0, 0, 0, 0], quoted].concat()),
+        protocol,
+        ..Packet::new(family, 0)
+    };
+    let quoted = answer(family, PORT);
+    let Frame::Tcp(segment) = Packet::new(family, 0).segment() else { unreachable!("a TCP packet") };
+    for kind in kinds {
+        let packet = icmp(*kind, &quoted);
+        push(
+            all,
+            format!("{ip}: ICMP error {kind} is its flow's"),
+            &packet,
+            Frame::IcmpError(segment),
+            Counter::XdpIcmp,
+        );
+    }
+    let elsewhere = icmp(kinds[0], &answer(family, PORT + 1));
+    let other_flow = Frame::IcmpError(Segment { destination_port: PORT + 1, ..segment });
+    push(all, format!("{ip}: ICMP error of another service"), &elsewhere, other_flow, Counter::XdpNotOurs);
+    let echo = icmp(other, &quoted);
+    push(all, format!("{ip}: an echo request is not ours"), &echo, Frame::Other, Counter::XdpNotOurs);
+    let cut = icmp(kinds[0], &quoted[..quoted.len() - 8]);
+    push(all, format!("{ip}: ICMP error without the ports"), &cut, Frame::Truncated, Counter::XdpTruncated);
+    let mut ping = quoted.clone();
+    ping[if family == Family::V4 { 9 } else { 6 }] = protocol;
+    let about_ping = icmp(kinds[0], &ping);
+    push(all, format!("{ip}: ICMP error about a ping"), &about_ping, Frame::Other, Counter::XdpNotOurs);
+}
+
+/// The first bytes of a packet from the service to the client.
+fn answer(family: Family, port: u16) -> Vec<u8> {
+    let mut packet = match family {
+        Family::V4 => [&[0x45, 0, 0, 40, 0, 9, 0x40, 0, 64, TCP, 0, 0], &V4[..], &CLIENT_V4[..]].concat(),
+        Family::V6 => [&[0x60, 0, 0, 0, 0, 20, TCP, 64], &V6[..], &CLIENT_V6[..]].concat(),
+    };
+    packet.extend(port.to_be_bytes());
+    packet.extend(CLIENT_PORT.to_be_bytes());
+    packet.extend([0; 4]);
+    packet
 }
 
 /// VLAN tags around either family.
@@ -206,10 +292,10 @@ fn ipv4_only(all: &mut Vec<Fixture>) {
     let dont_fragment = Packet { fragment: 0x4000, ..Packet::new(Family::V4, TCP_SYN) };
     push(all, "IPv4: don't fragment", &dont_fragment, dont_fragment.segment(), Counter::XdpSynWorker);
     let first = Packet { fragment: 0x2000, ..Packet::new(Family::V4, TCP_SYN) };
-    push(all, "IPv4: first fragment has its ports", &first, first.segment(), Counter::XdpSynWorker);
+    push(all, "IPv4: first fragment has its ports", &first, first.first_fragment(V4_ID), Counter::XdpSynWorker);
     for offset in [1, 0x1fff] {
         let packet = Packet { fragment: offset, ..Packet::new(Family::V4, TCP_SYN) };
-        push(all, format!("IPv4: fragment at {offset}"), &packet, Frame::LaterFragment, Counter::XdpFragment);
+        push(all, format!("IPv4: fragment at {offset}"), &packet, packet.later_fragment(V4_ID), Counter::XdpFragment);
     }
     let elsewhere = Packet { destination: Some([10, 9, 0, 2]), ..Packet::new(Family::V4, TCP_SYN) };
     push(all, "IPv4: another address is not ours", &elsewhere, elsewhere.segment(), Counter::XdpNotOurs);
@@ -240,9 +326,9 @@ fn ipv6_only(all: &mut Vec<Fixture>) {
     let seven = with(&vec![(60, options(0)); 7]);
     push(all, "IPv6: seven are left alone", &seven, Frame::Other, Counter::XdpNotOurs);
     let first = with(&[(44, vec![0, 0, 1, 0, 0, 0, 1])]);
-    push(all, "IPv6: first fragment has its ports", &first, first.segment(), Counter::XdpSynWorker);
+    push(all, "IPv6: first fragment has its ports", &first, first.first_fragment(1), Counter::XdpSynWorker);
     let later = with(&[(44, vec![0, 0, 8, 0, 0, 0, 1])]);
-    push(all, "IPv6: later fragment", &later, Frame::LaterFragment, Counter::XdpFragment);
+    push(all, "IPv6: later fragment", &later, later.later_fragment(1), Counter::XdpFragment);
     let unknown = with(&[(135, options(0))]);
     push(all, "IPv6: a mobility header is left alone", &unknown, Frame::Other, Counter::XdpNotOurs);
     let mut wrong = Packet::new(Family::V6, TCP_SYN).bytes();

@@ -48,7 +48,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
     }
     let wanted = |tier: bool| all || tier;
     let privileged: [(_, _, &[&str]); 3] = [
-        ("kernel", options.kernel, &["kernel"]),
+        ("kernel", options.kernel, &["kernel", "remote"]),
         ("e2e", options.e2e, &["e2e", "refusals"]),
         ("apps", options.apps, &["apps"]),
     ];
@@ -61,9 +61,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
             tiers.push(Tier { name, passed: 0, failed: 0, skipped: 1, reason: Some(reason), took: Duration::ZERO });
             continue;
         }
-        if name != "kernel" {
-            setup::test_tools()?;
-        }
+        setup::test_tools()?;
         if name == "apps" {
             setup::browser()?;
             setup::shiny_venv()?;

@@ -1,11 +1,11 @@
 //! The one task that owns the state: turns what happens into events, and effects into what is done.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use lb_common::abi::{BackendId, SERVICE_HTTP_ONLY, Service};
+use lb_common::abi::{BackendId, SERVICE_HTTP_ONLY, Service, ServiceKey};
 use lb_common::affinity;
 use lb_common::maglev;
 use tokio::sync::{mpsc, watch};
@@ -260,12 +260,14 @@ impl Runner {
     }
 
     fn publish_services(&mut self) -> anyhow::Result<()> {
-        let services: BTreeMap<_, _> = self
+        let services: Vec<_> = self
             .config
             .apps
             .iter()
             .zip(&self.fixed)
-            .flat_map(|(app, fixed)| app.listen.iter().map(|at| ((at.ip(), at.port()), fixed.service)))
+            .flat_map(|(app, fixed)| {
+                app.listen.iter().map(|at| (ServiceKey::tcp(at.ip().into(), at.port()), fixed.service))
+            })
             .collect();
         if let Some(datapath) = self.kernel.datapath() {
             datapath.publish_services(&services)?;

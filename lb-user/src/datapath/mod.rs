@@ -7,6 +7,7 @@ mod bindings;
 mod interfaces;
 mod pin;
 pub mod pod;
+mod routes;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -15,20 +16,25 @@ use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash};
-use lb_common::abi::{BackendId, Counter, FAMILY_V4, FAMILY_V6, Live, Owner, Service, ServiceKey, Slot, SocketKey};
+use lb_common::abi::{
+    Backend, BackendId, Counter, FAMILY_V4, FAMILY_V6, Live, Owner, Service, ServiceKey, Slot, SocketKey,
+};
 
 pub use attach::{Attached, Mode};
 pub use bindings::KernelBindings;
 pub use interfaces::carrying;
 pub use pin::detach;
+pub use routes::{allow_route_lookups, source_towards};
 
 use pod::Wire;
 
 /// The programs and maps, built by this crate's build script.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("HOMING_EBPF_OBJECT"));
 
-/// All pinned maps. OWNERS too: connections accepted before a restart carry its values.
-const MAPS: [&str; 9] = ["META", "SERVICES", "RINGS", "BACKENDS", "SOCKETS", "BINDINGS", "LIVE", "COUNTERS", "OWNERS"];
+/// The pinned maps. OWNERS too: connections accepted before a restart carry its values.
+/// Only what a new program may begin anew (ways, fragments under reassembly, budgets) is left out.
+const MAPS: [&str; 10] =
+    ["META", "SERVICES", "RINGS", "BACKENDS", "SOCKETS", "BINDINGS", "OPENING", "LIVE", "COUNTERS", "OWNERS"];
 
 /// `BPF_F_INNER_MAP` (Linux 5.10): inner maps of one array of maps may differ in length.
 const BPF_F_INNER_MAP: u32 = 1 << 12;
@@ -78,7 +84,7 @@ pub struct Datapath {
     attached: Vec<Attached>,
     services: HashMap<MapData, Wire<ServiceKey>, Wire<Service>>,
     rings: ArrayOfMaps<MapData, Array<MapData, Wire<Slot>>>,
-    backends: Array<MapData, Wire<BackendId>>,
+    backends: Array<MapData, Wire<Backend>>,
     sockets: SockHash<MapData, Wire<SocketKey>>,
     owners: SkStorage<MapData, Wire<Owner>>,
     live: HashMap<MapData, Wire<BackendId>, Wire<Live>>,
@@ -130,17 +136,13 @@ impl Datapath {
     }
 
     /// Makes the services exactly these: others are removed after all of these are in.
-    pub fn publish_services(
-        &mut self,
-        services: &BTreeMap<(std::net::IpAddr, u16), Service>,
-    ) -> Result<(), TableError> {
-        let keys: Vec<ServiceKey> =
-            services.keys().map(|&(address, port)| ServiceKey::tcp(address.into(), port)).collect();
-        for (key, service) in keys.iter().zip(services.values()) {
+    pub fn publish_services(&mut self, services: &[(ServiceKey, Service)]) -> Result<(), TableError> {
+        for (key, service) in services {
             self.services.insert(Wire(*key), Wire(*service), 0).in_map("SERVICES")?;
         }
+        let is_stale = |key: &ServiceKey| !services.iter().any(|(wanted, _)| wanted == key);
         let stale: Vec<ServiceKey> =
-            self.services.keys().filter_map(|key| Some(key.ok()?.0)).filter(|key| !keys.contains(key)).collect();
+            self.services.keys().filter_map(|key| Some(key.ok()?.0)).filter(is_stale).collect();
         for key in stale {
             self.services.remove(&Wire(key)).in_map("SERVICES")?;
         }
@@ -178,13 +180,22 @@ impl Datapath {
                 }
             }
         }
-        self.backends.set(backend.index(), Wire(backend), 0).in_map("BACKENDS")
+        self.put(Backend { id: backend, ..Backend::default() })
+    }
+
+    /// Makes a remote backend live.
+    pub fn enlist_remote(&mut self, backend: Backend) -> Result<(), TableError> {
+        self.put(backend)
+    }
+
+    fn put(&mut self, backend: Backend) -> Result<(), TableError> {
+        self.backends.set(backend.id.index(), Wire(backend), 0).in_map("BACKENDS")
     }
 
     /// The backend takes no connection any more. What is already gone is fine.
     pub fn retire(&mut self, backend: BackendId) -> Result<(), TableError> {
-        if self.backends.get(&backend.index(), 0).is_ok_and(|live| live.0 == backend) {
-            self.backends.set(backend.index(), Wire(BackendId::NONE), 0).in_map("BACKENDS")?;
+        if self.backends.get(&backend.index(), 0).is_ok_and(|live| live.0.id == backend) {
+            self.backends.set(backend.index(), Wire(Backend::default()), 0).in_map("BACKENDS")?;
         }
         for family in [FAMILY_V4, FAMILY_V6] {
             let _ = self.sockets.remove(&Wire(SocketKey { backend, family }));
@@ -195,8 +206,10 @@ impl Datapath {
 
     /// Retires every backend that is not among `keep`: what an earlier run left behind.
     pub fn retire_others(&mut self, keep: &[BackendId]) -> Result<(), TableError> {
+        let counted = self.live.keys().filter_map(|key| Some(key.ok()?.0));
+        let listed = self.backends.iter().filter_map(|backend| Some(backend.ok()?.0.id));
         let others: Vec<BackendId> =
-            self.live.keys().filter_map(|key| Some(key.ok()?.0)).filter(|backend| !keep.contains(backend)).collect();
+            counted.chain(listed).filter(|backend| !backend.is_none() && !keep.contains(backend)).collect();
         others.into_iter().try_for_each(|backend| self.retire(backend))
     }
 

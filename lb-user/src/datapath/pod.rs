@@ -1,7 +1,9 @@
 //! The one place where map bytes and ABI types meet.
 #![allow(unsafe_code)]
 
-use lb_common::abi::{BackendId, Binding, BindingKey, Live, Owner, Service, ServiceKey, Slot, SocketKey};
+use lb_common::abi::{
+    Backend, BackendId, Binding, BindingKey, FragmentKey, Live, Owner, Route, Service, ServiceKey, Slot, SocketKey,
+};
 
 /// An ABI value as map bytes.
 #[repr(transparent)]
@@ -18,4 +20,17 @@ macro_rules! plain_bytes {
     };
 }
 
-plain_bytes!(BackendId, Binding, BindingKey, Live, Owner, Service, ServiceKey, Slot, SocketKey);
+plain_bytes!(
+    Backend,
+    BackendId,
+    Binding,
+    BindingKey,
+    FragmentKey,
+    Live,
+    Owner,
+    Route,
+    Service,
+    ServiceKey,
+    Slot,
+    SocketKey
+);

@@ -1,0 +1,186 @@
+//! Which packets of a service with remote backends go where: the choice, and what it leaves in the tables.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
+use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp};
+use aya_ebpf::programs::XdpContext;
+use lb_common::abi::{
+    Backend, BackendId, Binding, BindingKey, Counter, FORWARD_HTTP, FragmentKey, PROTO_TCP, SERVICE_SOCKETS, Service,
+};
+use lb_common::addr::Addr;
+use lb_common::affinity::{self, Choice, Flow};
+use lb_common::hash;
+use lb_common::parse::{Fragment, Segment};
+
+use crate::maps::{self, BINDINGS, FRAGMENTS, KernelTables, OPENING};
+
+/// A binding of a remote backend's client is stamped again when the stamp is older than this, in seconds.
+const REFRESH_S: u32 = 30;
+
+/// What becomes of a packet.
+pub enum Steered {
+    /// The kernel goes on with it.
+    Stays(Counter),
+    Leaves(Outgoing),
+}
+
+/// A packet for a remote backend.
+pub struct Outgoing {
+    /// Where its IP header begins.
+    pub network: usize,
+    pub is_v4: bool,
+    /// The flow's hash, for who spreads flows by ports.
+    pub flow: u32,
+    pub backend: *const Backend,
+}
+
+impl Outgoing {
+    pub const NOWHERE: Self = Self { network: 0, is_v4: false, flow: 0, backend: core::ptr::null() };
+}
+
+/// A packet of a service whose ring may name remote backends.
+#[inline(always)]
+pub fn segment(ctx: &XdpContext, service: &Service, segment: &Segment, is_opening: bool) -> Steered {
+    let flow = if is_opening {
+        match affinity::choose(&KernelTables, service, segment.source) {
+            Choice::Ring(backend) => Flow::Ring(backend),
+            Choice::Bound(backend) => Flow::Bound(backend),
+            _ => Flow::NoWorker,
+        }
+    } else {
+        affinity::follow(&KernelTables, service, segment.source)
+    };
+    let stays = if is_opening { Counter::XdpSynHttp } else { Counter::XdpEstablished };
+    // Nobody, or somebody who has just died: homing's own listener answers.
+    let Some(backend) = flow.backend().and_then(maps::backend) else { return Steered::Stays(stays) };
+    if backend.forward <= FORWARD_HTTP {
+        let is_worker = is_opening && backend.forward != FORWARD_HTTP;
+        return Steered::Stays(if is_worker { Counter::XdpSynWorker } else { stays });
+    }
+    if !is_opening
+        && service.flags & SERVICE_SOCKETS != 0
+        && segment.protocol == PROTO_TCP
+        && is_held_here(ctx, segment)
+    {
+        return Steered::Stays(Counter::XdpEstablished);
+    }
+    remember(service, segment, flow, is_opening);
+    if let Some(id) = segment.fragment.get() {
+        let key = FragmentKey { source: segment.source, destination: segment.destination, id, reserved: 0 };
+        // A packet whose later fragments are not remembered is incomplete, and its sender sends it again.
+        let _ = FRAGMENTS.insert(key, backend.id, 0);
+    }
+    let ports = (u64::from(segment.source_port) << 16) | u64::from(segment.destination_port);
+    let flow = hash::mix(ports, segment.source) as u32;
+    Steered::Leaves(Outgoing { network: usize::from(segment.network), is_v4: segment.source.is_v4(), flow, backend })
+}
+
+/// Later fragments follow the first. One that came before it, or of a packet for this machine, is the kernel's.
+#[inline(always)]
+pub fn later_fragment(fragment: &Fragment) -> Steered {
+    let Fragment { source, destination, id, network } = *fragment;
+    // SAFETY: a slot reused under us is another packet's whole id; the fragment is lost at most.
+    let known = unsafe { FRAGMENTS.get(FragmentKey { source, destination, id, reserved: 0 }) };
+    let Some(backend) = known.and_then(|&id| maps::backend(id)) else {
+        return Steered::Stays(Counter::XdpFragment);
+    };
+    Steered::Leaves(Outgoing { network: usize::from(network), is_v4: source.is_v4(), flow: id, backend })
+}
+
+/// While a slot is in transition its clients are written down: who opens to the new owner, and who was with another.
+#[inline(always)]
+fn remember(service: &Service, segment: &Segment, flow: Flow, is_opening: bool) {
+    let client = affinity::client_of(service, segment.source);
+    let _written = match flow {
+        Flow::Ring(backend) if is_opening && affinity::is_in_transition(&KernelTables, service, client) => {
+            open(service.app, client.high, client.low, backend)
+        }
+        // A packet after the SYN: the connection is established, as far as one can tell from this side.
+        Flow::Opening(backend) | Flow::Previous(backend) => bind(service.app, client.high, client.low, backend),
+        Flow::Bound(_) => refresh(service.app, client.high, client.low),
+        _ => 0,
+    };
+}
+
+// Functions of their own, with plain numbers, so that their keys and values stand on stacks of their own: the kernel
+// grants 512 bytes to a program and all that it is in the middle of calling.
+
+#[inline(never)]
+fn open(app: u32, high: u64, low: u64, backend: BackendId) -> u32 {
+    let key = BindingKey { client: Addr { high, low }, app, reserved: 0 };
+    u32::from(OPENING.insert(key, backend, 0).is_ok())
+}
+
+#[inline(never)]
+fn bind(app: u32, high: u64, low: u64, backend: BackendId) -> u32 {
+    if !maps::may_bind() {
+        maps::count(Counter::BindingLimited);
+        return 0;
+    }
+    let key = BindingKey { client: Addr { high, low }, app, reserved: 0 };
+    let binding = Binding { backend, connections: 0, seen_s: maps::now_s(), reserved: 0 };
+    let is_written = BINDINGS.insert(key, binding, 0).is_ok();
+    maps::count(if is_written { Counter::BindingNew } else { Counter::BindingFailed });
+    u32::from(is_written)
+}
+
+#[inline(never)]
+fn refresh(app: u32, high: u64, low: u64) -> u32 {
+    let key = BindingKey { client: Addr { high, low }, app, reserved: 0 };
+    let now_s = maps::now_s();
+    if let Some(binding) = BINDINGS.get_ptr_mut(key) {
+        // SAFETY: a map value that exists; a slot reused under us gets a stamp of this moment.
+        unsafe {
+            if now_s.wrapping_sub((*binding).seen_s) >= REFRESH_S {
+                (*binding).seen_s = now_s;
+            }
+        }
+    }
+    0
+}
+
+/// `BPF_TCP_LISTEN` (Linux: include/uapi/linux/bpf.h).
+const LISTEN: u32 = 10;
+
+/// Whether a socket of this machine holds the connection.
+#[inline(never)]
+fn is_held_here(ctx: &XdpContext, segment: &Segment) -> bool {
+    const CURRENT_NAMESPACE: u64 = u64::MAX;
+    // SAFETY: plain integers.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    let size = if segment.source.is_v4() {
+        tuple.__bindgen_anon_1.ipv4.saddr = octets_v4(segment.source);
+        tuple.__bindgen_anon_1.ipv4.daddr = octets_v4(segment.destination);
+        tuple.__bindgen_anon_1.ipv4.sport = segment.source_port.to_be();
+        tuple.__bindgen_anon_1.ipv4.dport = segment.destination_port.to_be();
+        12
+    } else {
+        tuple.__bindgen_anon_1.ipv6.saddr = words_v6(segment.source);
+        tuple.__bindgen_anon_1.ipv6.daddr = words_v6(segment.destination);
+        tuple.__bindgen_anon_1.ipv6.sport = segment.source_port.to_be();
+        tuple.__bindgen_anon_1.ipv6.dport = segment.destination_port.to_be();
+        36
+    };
+    // SAFETY: a tuple of the size given; the socket is released below on every path where there is one.
+    unsafe {
+        let socket: *mut bpf_sock = bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NAMESPACE, 0).cast();
+        if socket.is_null() {
+            return false;
+        }
+        let is_connection = (*socket).state != LISTEN;
+        bpf_sk_release(socket.cast());
+        is_connection
+    }
+}
+
+/// In network byte order, as the kernel's structures have it.
+#[inline(always)]
+pub fn octets_v4(address: Addr) -> u32 {
+    (address.low as u32).to_be()
+}
+
+/// In network byte order, as the kernel's structures have it.
+#[inline(always)]
+pub fn words_v6(address: Addr) -> [u32; 4] {
+    [(address.high >> 32) as u32, address.high as u32, (address.low >> 32) as u32, address.low as u32].map(u32::to_be)
+}
