@@ -15,6 +15,10 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 pub const SERVER_V4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
 
+/// Where clients of remote backends connect to. Backends have it too, so that it is not homing's own address on the
+/// cable: they could not answer its questions.
+pub const SERVICE_V4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
+
 /// A namespace of the test's own; gone with this value, and its devices with it.
 pub struct Namespace {
     name: String,
@@ -85,6 +89,59 @@ impl Network {
         }
         there.ip(&["link", "set", "eth0", "up"]);
         network
+    }
+}
+
+/// Machines on one switch: homing, two backends beyond it, and the clients. Frames that XDP sends over a veth arrive only
+/// at an end that has an XDP program too, so the switch's end of homing's cable has one that lets everything pass.
+pub struct Lan {
+    pub homing: Namespace,
+    pub backends: [Namespace; 2],
+    pub clients: Namespace,
+    _switch: Namespace,
+    _pass: aya::Ebpf,
+}
+
+/// A backend's own address.
+pub fn backend_v4(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 77, 0, 11 + number)
+}
+
+impl Lan {
+    /// With clients as [`Network::new`] has them.
+    pub fn new(clients: u8) -> Self {
+        let switch = Namespace::new("switch");
+        switch.ip(&["link", "add", "br0", "type", "bridge"]);
+        switch.ip(&["link", "set", "br0", "up"]);
+        let machine = |role: &str, port: &str| {
+            let namespace = Namespace::new(role);
+            namespace.ip(&["link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", switch.name()]);
+            // A frame that homing sends on must have its checksums.
+            run(&["ip", "netns", "exec", namespace.name(), "ethtool", "-K", "eth0", "tx", "off"]);
+            switch.ip(&["link", "set", port, "master", "br0", "up"]);
+            namespace.ip(&["link", "set", "eth0", "up"]);
+            namespace
+        };
+        let homing = machine("homing", "homing");
+        let backends = [machine("backend0", "backend0"), machine("backend1", "backend1")];
+        let there = machine("clients", "clients");
+        homing.ip(&["address", "add", &format!("{SERVER_V4}/16"), "dev", "eth0"]);
+        homing.ip(&["address", "add", &format!("{SERVICE_V4}/32"), "dev", "eth0"]);
+        for (number, backend) in (0..).zip(&backends) {
+            backend.ip(&["address", "add", &format!("{}/16", backend_v4(number)), "dev", "eth0"]);
+        }
+        for number in 1..=clients {
+            there.ip(&["address", "add", &format!("{}/16", client_v4(number)), "dev", "eth0"]);
+        }
+        let pass = switch.enter(|| {
+            let mut ebpf = aya::EbpfLoader::new().load(homing::datapath::OBJECT).expect("the object loads");
+            let program: &mut aya::programs::Xdp =
+                ebpf.program_mut("homing_xdp").expect("a program").try_into().expect("its type");
+            program.load().expect("it loads");
+            program.attach("homing", aya::programs::xdp::XdpMode::Driver).expect("veth takes XDP");
+            ebpf
+        });
+        Self { homing, backends, clients: there, _switch: switch, _pass: pass }
     }
 }
 

@@ -53,15 +53,7 @@ impl<'a> Client<'a> {
 
     /// GET on a connection of its own.
     pub fn get(&self, route: &str) -> io::Result<Answer> {
-        let mut stream = self.connect()?;
-        write!(stream, "GET {route} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.target)?;
-        let mut text = Vec::new();
-        stream.read_to_end(&mut text)?;
-        let text = String::from_utf8_lossy(&text);
-        let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
-        let status = status.ok_or_else(|| io::Error::other(format!("no HTTP answer: {text:?}")))?;
-        let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned();
-        Ok(Answer { status, body })
+        get_on(&mut self.connect()?, route)
     }
 
     /// Opens a WebSocket, on which a session is born.
@@ -75,6 +67,19 @@ impl<'a> Client<'a> {
         };
         Session { client: self, socket, hello }
     }
+}
+
+/// The last GET on a connection.
+pub fn get_on(stream: &mut TcpStream, route: &str) -> io::Result<Answer> {
+    let target = stream.peer_addr()?;
+    write!(stream, "GET {route} HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n")?;
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text)?;
+    let text = String::from_utf8_lossy(&text);
+    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = status.ok_or_else(|| io::Error::other(format!("no HTTP answer: {text:?}")))?;
+    let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned();
+    Ok(Answer { status, body })
 }
 
 impl Session<'_> {

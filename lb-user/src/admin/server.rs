@@ -20,8 +20,20 @@ use super::report::{Failure, Status, Trace, TraceQuery};
 #[derive(Debug)]
 pub enum Request {
     Status(oneshot::Sender<Status>),
-    Trace { app: String, address: IpAddr, answer: oneshot::Sender<Result<Trace, String>> },
-    Stop { now: bool },
+    Trace {
+        app: String,
+        address: IpAddr,
+        answer: oneshot::Sender<Result<Trace, String>>,
+    },
+    Stop {
+        now: bool,
+    },
+    /// `undo`: take a drain back.
+    Drain {
+        worker: String,
+        undo: bool,
+        answer: oneshot::Sender<Result<(), String>>,
+    },
 }
 
 /// Binds the socket, mode 0600. A socket that a dead homing left is replaced; one that answers is not.
@@ -50,6 +62,7 @@ pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) {
         .route("/v1/status", get(status))
         .route("/v1/trace", get(trace))
         .route("/v1/stop", post(stop))
+        .route("/v1/drain", post(drain))
         .with_state(requests);
     // It only returns when the listener fails for good, which a unix socket's does not.
     let _ = axum::serve(Trusted(listener), router).await;
@@ -96,6 +109,25 @@ async fn trace(State(requests): State<mpsc::Sender<Request>>, Query(query): Quer
     let _ = requests.send(Request::Trace { app: query.app, address: query.client, answer }).await;
     match trace.await {
         Ok(Ok(trace)) => Json(trace).into_response(),
+        Ok(Err(error)) => (StatusCode::NOT_FOUND, Json(Failure { error })).into_response(),
+        Err(_) => ending(),
+    }
+}
+
+#[derive(Deserialize)]
+struct DrainQuery {
+    /// APP or APP/N.
+    worker: String,
+    /// Take a drain back.
+    #[serde(default)]
+    undo: bool,
+}
+
+async fn drain(State(requests): State<mpsc::Sender<Request>>, Query(query): Query<DrainQuery>) -> Response {
+    let (answer, outcome) = oneshot::channel();
+    let _ = requests.send(Request::Drain { worker: query.worker, undo: query.undo, answer }).await;
+    match outcome.await {
+        Ok(Ok(())) => StatusCode::NO_CONTENT.into_response(),
         Ok(Err(error)) => (StatusCode::NOT_FOUND, Json(Failure { error })).into_response(),
         Err(_) => ending(),
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use super::{DONE, USAGE};
-use crate::config::{self, Affinity, App, Config, KernelPath};
+use crate::config::{self, Affinity, App, Backend, Config, Forward, KernelPath};
 use crate::datapath;
 
 pub(super) fn check(path: &Path) -> u8 {
@@ -31,8 +31,14 @@ fn render(path: &Path, config: &Config, missing: Option<&str>) -> String {
         let _ = writeln!(out, "\n{}  {}", app.name, listen.join(" "));
         let _ = writeln!(out, "  path      {path}");
         let _ = writeln!(out, "  why       {why}");
-        let _ = writeln!(out, "  workers   {}", workers(app));
-        let _ = writeln!(out, "  command   {}", app.command.join(" "));
+        if !app.command.is_empty() {
+            let _ = writeln!(out, "  workers   {}", workers(app));
+            let _ = writeln!(out, "  command   {}", app.command.join(" "));
+        }
+        for backend in &app.backends {
+            let Backend { address, forward, weight } = backend;
+            let _ = writeln!(out, "  backend   {address} by {}, weight {weight}", forward.name());
+        }
         if path == "kernel" && app.listen.iter().any(std::net::SocketAddr::is_ipv6) {
             let _ = writeln!(
                 out,
@@ -52,8 +58,19 @@ fn path_of(app: &App, kernel_path: KernelPath, missing: Option<&str>) -> (&'stat
             ("none", format!("kernel_path = \"required\", and this run would be refused: {missing}"))
         }
         (Affinity::Ip, KernelPath::Preferred, Some(missing)) => ("http", format!("no kernel path here: {missing}")),
-        (Affinity::Ip, _, None) => ("kernel", "affinity = \"ip\": an address alone names the worker".to_owned()),
+        (Affinity::Ip, _, None) => by_backends(app),
     }
+}
+
+fn by_backends(app: &App) -> (&'static str, String) {
+    let http = app.backends.iter().filter(|backend| backend.forward == Forward::Http).count();
+    if http == 0 {
+        return ("kernel", "affinity = \"ip\": an address alone names the worker".to_owned());
+    }
+    if http == app.backends.len() && app.command.is_empty() {
+        return ("http", "forward = \"http\": only the HTTP path reaches these backends".to_owned());
+    }
+    ("both", "an address alone names the worker; backends by http are reached by the HTTP path".to_owned())
 }
 
 fn workers(app: &App) -> String {

@@ -117,6 +117,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
         command: ["demo-worker", "--port", "{port}"]
             .iter()
             .fold(vec![binary.display().to_string()], |command, word| [command, vec![(*word).to_owned()]].concat()),
+        backends: Vec::new(),
         directory: dir.to_owned(),
         user: None,
         env: BTreeMap::new(),

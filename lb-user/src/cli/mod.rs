@@ -1,5 +1,6 @@
 //! The command line: one definition of every command, one file for what each does.
 
+mod backend_setup;
 mod check;
 mod demo;
 mod run;
@@ -92,6 +93,18 @@ enum Command {
         #[arg(long)]
         now: bool,
     },
+    /// Give a worker, or all of an app, no new clients; those who are bound to it stay.
+    ///
+    /// A process ends when its last connection is gone, or after the app's timeouts.drain, and is not started again until
+    /// `homing undrain`. A remote host keeps its bound clients until then.
+    #[command(after_help = "Examples:\n  homing drain sales/2\n  homing drain sales")]
+    Drain(DrainOptions),
+    /// Take a drain back.
+    #[command(after_help = "Example:\n  homing undrain sales/2")]
+    Undrain(DrainOptions),
+    /// Print, or run, what a Linux host needs to be a remote backend of `l2`, `ipip` or `gue`.
+    #[command(after_help = backend_setup::EXAMPLES)]
+    BackendSetup(backend_setup::Options),
     /// Remove the pinned programs and maps that an unclean end left: clients are steered no more.
     #[command(after_help = "Example:\n  homing detach --pin-dir /sys/fs/bpf/homing")]
     Detach {
@@ -122,6 +135,14 @@ struct ConfigFile {
 }
 
 #[derive(Args)]
+struct DrainOptions {
+    /// APP, or APP/N as `homing status` shows it.
+    worker: String,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Args)]
 struct Socket {
     /// The running homing's control socket.
     #[arg(long, value_name = "PATH", env = "HOMING_CONTROL_SOCKET", default_value = "/run/homing/control.sock")]
@@ -145,6 +166,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status { socket, json } => ask(status::status(socket.control_socket, json)),
         Command::Trace { app, client, socket, json } => ask(trace::trace(socket.control_socket, app, client, json)),
         Command::Stop { socket, now } => ask(stop(socket.control_socket, now)),
+        Command::Drain(options) => ask(drain(options, false)),
+        Command::Undrain(options) => ask(drain(options, true)),
+        Command::BackendSetup(options) => backend_setup::run(&options),
         Command::Detach { pin_dir } => detach(&pin_dir),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "homing", &mut std::io::stdout());
@@ -196,6 +220,18 @@ fn detach(pin_dir: &std::path::Path) -> u8 {
         }
         Err(error) => fail(FAILED, &error),
     }
+}
+
+async fn drain(options: DrainOptions, undo: bool) -> Result<(), AskError> {
+    #[derive(serde::Serialize)]
+    struct Query<'a> {
+        worker: &'a str,
+        undo: bool,
+    }
+    let query = serde_urlencoded::to_string(Query { worker: &options.worker, undo }).expect("a name and a flag");
+    client::post(&options.socket.control_socket, &format!("/v1/drain?{query}")).await?;
+    println!("{} {}", options.worker, if undo { "takes new clients." } else { "is draining: no new clients." });
+    Ok(())
 }
 
 async fn stop(socket: PathBuf, now: bool) -> Result<(), AskError> {

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::{DONE, FAILED, USAGE, fail};
 use crate::admin;
 use crate::bindings::MemoryBindings;
-use crate::config::{self, Config, KernelPath};
+use crate::config::{self, Config, Forward, KernelPath};
 use crate::control::runner::{Kernel, Parts, Runner};
 use crate::datapath::{self, Datapath};
 use crate::proxy::{self, CookieKeys, Proxy, Shutdown};
@@ -178,6 +178,12 @@ fn open_kernel(config: &Config) -> anyhow::Result<Kernel> {
     };
     match Datapath::open(&homing.pin_dir, &interfaces) {
         Ok(datapath) => {
+            let is_direct = |app: &config::App| app.backends.iter().any(|backend| backend.forward != Forward::Http);
+            if config.apps.iter().any(is_direct) {
+                datapath::allow_route_lookups().context(
+                    "cannot let the kernel answer questions for routes (net.ipv4.conf.lo.forwarding and its like for IPv6)",
+                )?;
+            }
             for attached in datapath.attached().iter().filter(|attached| attached.mode == datapath::Mode::None) {
                 let reason = attached.reason.as_deref().unwrap_or("no reason given");
                 tracing::warn!(interface = %attached.name, %reason, "no XDP here; connections are steered all the same");

@@ -2,6 +2,7 @@
 //! early what would fail later: whether directories, commands and users are there.
 
 mod app;
+mod backends;
 mod command;
 mod homing;
 mod listen;
@@ -128,7 +129,6 @@ fn rendered(text: &str, name: &str, syntax_errors: &[toml::de::Error], mut findi
 
 /// Keys that the documentation of homing's later versions knows.
 const NOT_YET_HOMING: Unsupported = &["metrics"];
-const NOT_YET_APP: Unsupported = &["backends"];
 const NOT_YET_WORKERS: Unsupported = &["max_connections", "load_factor", "memory_max"];
 const NOT_YET_TIMEOUTS: Unsupported = &["idle"];
 const NOT_YET_HEALTH: Unsupported = &["interval"];

@@ -50,8 +50,10 @@ pub struct App {
     /// One or more; unique over all apps.
     pub listen: Vec<SocketAddr>,
     pub affinity: Affinity,
-    /// Program and arguments; `{port}` stands for the worker's port.
+    /// Program and arguments; `{port}` stands for the worker's port. Empty: there are only backends.
     pub command: Vec<String>,
+    /// Remote hosts beside the workers, or in place of them.
+    pub backends: Vec<Backend>,
     /// Working directory of the workers, absolute.
     pub directory: PathBuf,
     pub user: Option<String>,
@@ -72,11 +74,44 @@ pub enum Affinity {
     Cookie,
 }
 
+/// A remote host that serves the app.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend {
+    pub address: SocketAddr,
+    pub forward: Forward,
+    /// Its share, 1 to 100; a worker has 1.
+    pub weight: u32,
+}
+
+/// How a remote host is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forward {
+    /// By the HTTP path.
+    Http,
+    /// By its link address, the packet as it is.
+    L2,
+    /// In an IP packet.
+    Ipip,
+    /// In a UDP packet.
+    Gue,
+}
+
+impl Forward {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::L2 => "l2",
+            Self::Ipip => "ipip",
+            Self::Gue => "gue",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Workers {
     /// 0: start on demand.
     pub min: u32,
-    /// 1 to 1,024, not below `min`.
+    /// 1 to 1,024, not below `min`; 0 for an app without a command.
     pub max: u32,
 }
 

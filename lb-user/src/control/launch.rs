@@ -38,6 +38,15 @@ pub(super) enum Message {
         backend: BackendId,
         how: String,
     },
+    /// A remote host answered.
+    Answers {
+        backend: BackendId,
+    },
+    /// A remote host did not answer.
+    FellSilent {
+        backend: BackendId,
+        reason: String,
+    },
 }
 
 /// A process that runs. Dropping it ends its watchers, not the process.
@@ -100,6 +109,11 @@ impl Launcher {
     pub(super) fn new(homing: &config::Homing, find_listeners: bool) -> (Self, mpsc::Receiver<Message>) {
         let (messages, receiver) = mpsc::channel(MESSAGES_MAX);
         (Self { log_dir: homing.log_dir.clone(), find_listeners, messages }, receiver)
+    }
+
+    /// Where watchers send what they see.
+    pub(super) fn messages(&self) -> mpsc::Sender<Message> {
+        self.messages.clone()
     }
 
     /// Where a worker's output goes.

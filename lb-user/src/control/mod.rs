@@ -4,8 +4,11 @@
 //! [`Effect`], so that every scenario is a list of events.
 
 pub mod backends;
+mod fixed;
+mod housekeeping;
 mod launch;
 pub mod persist;
+mod remotes;
 mod report;
 pub mod runner;
 #[cfg(test)]
@@ -13,6 +16,7 @@ mod scenarios;
 mod snapshot;
 pub mod state;
 pub mod step;
+mod succession;
 
 pub use state::{App, AppSpec, Phase, State, Worker};
 pub use step::step;
@@ -24,7 +28,7 @@ use lb_common::abi::BackendId;
 /// What happened. A backend id names one process, so that a late event about a dead one is recognised.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// A worker of an earlier run still lives. Before [`Event::Boot`].
+    /// A worker of an earlier run still lives, or a remote host had this id then. Before [`Event::Boot`].
     Adopted { app: usize, number: u32, backend: BackendId },
     /// All that could be adopted is: start what is missing.
     Boot,
@@ -32,6 +36,14 @@ pub enum Event {
     Ready { backend: BackendId },
     /// The worker could not be started.
     NotStarted { backend: BackendId, reason: String },
+    /// A remote host answers.
+    Answers { backend: BackendId },
+    /// A remote host does not answer.
+    FellSilent { backend: BackendId, reason: String },
+    /// No new clients for these workers of the app (`None`: all); those who are bound stay.
+    Drain { app: usize, number: Option<u32> },
+    /// As before the drain.
+    Undrain { app: usize, number: Option<u32> },
     /// The worker's process is gone.
     Exited { backend: BackendId, how: String },
     /// A request is held because the app has no worker.
@@ -50,6 +62,12 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     Spawn {
+        app: usize,
+        number: u32,
+        backend: BackendId,
+    },
+    /// Ask a remote host from now on whether it answers.
+    Watch {
         app: usize,
         number: u32,
         backend: BackendId,

@@ -19,6 +19,16 @@ pub struct Saved {
     /// App names by their number in the datapath's tables.
     pub apps: Vec<String>,
     pub workers: Vec<SavedWorker>,
+    /// Remote hosts, which rings and bindings name by their ids.
+    #[serde(default)]
+    pub remotes: Vec<SavedRemote>,
+}
+
+#[derive(Serialize, Deserialize, Debug, Clone, PartialEq)]
+pub struct SavedRemote {
+    pub app: String,
+    pub address: std::net::SocketAddr,
+    pub backend: u32,
 }
 
 #[derive(Serialize, Deserialize, Debug, Clone, PartialEq)]
@@ -38,8 +48,13 @@ pub struct SavedWorker {
 }
 
 impl Saved {
-    pub fn new(last_ids: &[BackendId], apps: Vec<String>, workers: Vec<SavedWorker>) -> Self {
-        Self { version: VERSION, last_ids: last_ids.iter().map(|id| id.0).collect(), apps, workers }
+    pub fn new(
+        last_ids: &[BackendId],
+        apps: Vec<String>,
+        workers: Vec<SavedWorker>,
+        remotes: Vec<SavedRemote>,
+    ) -> Self {
+        Self { version: VERSION, last_ids: last_ids.iter().map(|id| id.0).collect(), apps, workers, remotes }
     }
 
     /// Writes it in one step: a reader, or a crash, finds the old file or the new one.
@@ -101,7 +116,12 @@ mod tests {
             started_at: 1_700_000_000,
             command: vec!["uvicorn".into()],
         };
-        Saved::new(&[BackendId::new(2, 7)], vec!["sales".into()], vec![worker])
+        let remote = SavedRemote {
+            app: "sales".into(),
+            address: ([10, 0, 0, 11], 8080).into(),
+            backend: BackendId::new(3, 1).0,
+        };
+        Saved::new(&[BackendId::new(2, 7)], vec!["sales".into()], vec![worker], vec![remote])
     }
 
     #[test]

@@ -10,7 +10,7 @@ use lb_common::affinity::{self, Choice};
 
 use super::runner::{Kernel, Runner};
 use crate::admin::report::{AppStatus, BindingReport, InterfaceStatus, KernelPathStatus, Status, Trace, WorkerStatus};
-use crate::config::Affinity;
+use crate::config::{self, Affinity, Forward};
 use crate::datapath::Mode;
 
 pub(super) fn kernel_status(kernel: &Kernel) -> KernelPathStatus {
@@ -84,14 +84,26 @@ impl Runner {
                 Affinity::Cookie => "cookie",
             }
             .to_owned(),
-            path: if self.kernel_status.active && config.affinity == Affinity::Ip { "kernel" } else { "http" }
-                .to_owned(),
+            path: self.path_of(app).to_owned(),
             state: self.app_state(app, &workers).to_owned(),
             clients: workers.iter().map(|worker| worker.clients).sum(),
             connections: workers.iter().map(|worker| worker.connections).sum(),
             promoted_addresses: 0,
             queued: self.proxy.held(app as u32) as u64,
             workers,
+        }
+    }
+
+    fn path_of(&self, app: usize) -> &'static str {
+        let config = &self.config.apps[app];
+        let is_http = |backend: &config::Backend| backend.forward == Forward::Http;
+        if !self.kernel_status.active || config.affinity == Affinity::Cookie {
+            return "http";
+        }
+        match (config.command.is_empty() && config.backends.iter().all(is_http), config.backends.iter().any(is_http)) {
+            (true, _) => "http",
+            (false, true) => "both",
+            (false, false) => "kernel",
         }
     }
 
@@ -121,7 +133,11 @@ impl Runner {
                 running.load.requests.load(Ordering::Relaxed),
             )
         });
-        let assigned = running.map_or(0, |running| running.load.assigned.load(Ordering::Relaxed));
+        let remote = self.remotes.get(&worker.backend);
+        let address = address.or_else(|| remote.map(|remote| remote.address.to_string()));
+        let load = running.map(|running| &running.load).or(remote.map(|remote| &remote.load));
+        let requests = requests.max(load.map_or(0, |load| load.requests.load(Ordering::Relaxed)));
+        let assigned = load.map_or(0, |load| load.assigned.load(Ordering::Relaxed));
         let bound = clients.get(&worker.backend).copied().unwrap_or(0);
         WorkerStatus {
             id: format!("{}/{number}", self.config.apps[app].name),
@@ -155,10 +171,7 @@ impl Runner {
         let by_cookie = self.config.apps[app].affinity == Affinity::Cookie;
         let choice = if by_cookie { Choice::HttpOnly } else { route.choose(&*self.bindings, address) };
         let worker = choice.backend().and_then(|backend| self.id(backend));
-        let takes_family = choice.backend().and_then(|backend| self.running.get(&backend)).is_some_and(|running| {
-            let (v4, v6) = running.families;
-            if Addr::from(address).is_v4() { v4 } else { v6 }
-        });
+        let takes_family = choice.backend().is_some_and(|backend| self.takes_directly(backend, address));
         let by_kernel = self.kernel_status.active && takes_family;
         let prefix = prefix(&self.config.apps[app].client, client);
         let mut steps = vec![format!("client: {address} counts as {prefix}")];
@@ -231,8 +244,17 @@ impl Runner {
 
     fn delivery(&self, choice: Choice, by_kernel: bool, worker: Option<&str>) -> String {
         match (choice.backend(), by_kernel) {
-            (Some(_), true) => {
-                format!("delivery: the kernel hands the connection to {}", worker.unwrap_or("the worker"))
+            (Some(backend), true) => match self.remotes.get(&backend) {
+                Some(remote) => format!(
+                    "delivery: XDP forwards every packet to {} at {} ({})",
+                    worker.unwrap_or("the backend"),
+                    remote.address,
+                    remote.forward.name()
+                ),
+                None => format!("delivery: the kernel hands the connection to {}", worker.unwrap_or("the worker")),
+            },
+            (Some(backend), false) if self.remotes.contains_key(&backend) => {
+                format!("delivery: the HTTP path forwards to {}", worker.unwrap_or("the backend"))
             }
             (Some(_), false) if self.kernel_status.active => format!(
                 "delivery: {} does not listen on this address family, so the HTTP path forwards to it",
@@ -243,7 +265,18 @@ impl Runner {
         }
     }
 
-    /// APP/N of the worker whose process this is.
+    /// Whether the kernel can bring a connection from this address to the backend.
+    fn takes_directly(&self, backend: BackendId, address: IpAddr) -> bool {
+        if let Some(remote) = self.remotes.get(&backend) {
+            return remote.forward != Forward::Http;
+        }
+        self.running.get(&backend).is_some_and(|running| {
+            let (v4, v6) = running.families;
+            if Addr::from(address).is_v4() { v4 } else { v6 }
+        })
+    }
+
+    /// APP/N of the worker that this is.
     fn id(&self, backend: BackendId) -> Option<String> {
         let (app, worker) = self.state.worker(backend)?;
         Some(format!("{}/{}", self.config.apps[app].name, worker.number))

@@ -5,20 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use lb_common::abi::{BackendId, SERVICE_HTTP_ONLY, Service, ServiceKey};
-use lb_common::affinity;
-use lb_common::maglev;
+use lb_common::abi::{BackendId, SERVICE_SOCKETS, Service, ServiceKey};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::fixed::{self, Fixed};
 use super::launch::{Launcher, Message, Running};
 use super::persist::Saved;
-use super::snapshot::{Fixed, snapshot};
-use super::state::{AppSpec, Phase, State};
+use super::remotes::Remote;
+use super::snapshot::snapshot;
+use super::state::{AppSpec, State};
 use super::{Effect, Event, Severity, step};
 use crate::admin::report::KernelPathStatus;
 use crate::admin::server::Request;
-use crate::config::{Affinity, Config};
+use crate::config::{App, Config};
 use crate::datapath::Datapath;
 use crate::proxy::{CookieKeys, Proxy};
 use crate::routing::{Bindings, Notice, Snapshot};
@@ -63,13 +63,18 @@ pub struct Runner {
     pub(super) kernel_status: KernelPathStatus,
     pub(super) bindings: Arc<dyn Bindings>,
     pub(super) running: HashMap<BackendId, Running>,
+    pub(super) remotes: HashMap<BackendId, Remote>,
     pub(super) proxy: Proxy,
     pub(super) started: Instant,
-    launcher: Launcher,
+    pub(super) launcher: Launcher,
     messages: mpsc::Receiver<Message>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     notices: mpsc::Receiver<Notice>,
     requests: mpsc::Receiver<Request>,
+    /// By app: whether the HTTP path may hold connections of a service that is otherwise remote backends' alone.
+    pub(super) sockets: Vec<bool>,
+    /// By app: whether it did not when last looked at.
+    pub(super) calm: Vec<bool>,
     /// Nothing is saved before all that could be adopted is: a crash in between must not forget the rest.
     adopting: bool,
     exiting: bool,
@@ -82,10 +87,11 @@ impl Runner {
     /// When the configuration asks for more than homing can hold, or the kernel refuses an entry.
     pub fn start(parts: Parts) -> anyhow::Result<Self> {
         let Parts { config, keys, kernel, bindings, snapshots, notices, requests, proxy } = parts;
-        let specs: Vec<AppSpec> = config.apps.iter().map(spec).collect();
-        let fixed = config.apps.iter().enumerate().map(|(number, app)| fix(number, app, &keys)).collect();
+        let specs: Vec<AppSpec> = config.apps.iter().map(fixed::spec).collect();
+        let fixed = config.apps.iter().enumerate().map(|(number, app)| fixed::fix(number, app, &keys)).collect();
         let (launcher, messages) = Launcher::new(&config.homing, matches!(kernel, Kernel::On(_)));
         let kernel_status = super::report::kernel_status(&kernel);
+        let sockets = vec![true; config.apps.len()];
         let mut runner = Self {
             state: State::new(specs)?,
             config,
@@ -94,6 +100,7 @@ impl Runner {
             kernel_status,
             bindings,
             running: HashMap::new(),
+            remotes: HashMap::new(),
             proxy,
             started: Instant::now(),
             launcher,
@@ -101,6 +108,8 @@ impl Runner {
             snapshots,
             notices,
             requests,
+            calm: vec![false; sockets.len()],
+            sockets,
             adopting: true,
             exiting: false,
         };
@@ -129,7 +138,10 @@ impl Runner {
                 Some(notice) = self.notices.recv() => self.notice(notice),
                 Some(request) = self.requests.recv() => self.answer(request),
                 () = sleep_until(due) => self.happen(Event::Tick),
-                _ = housekeeping.tick() => self.look_at_draining(),
+                _ = housekeeping.tick() => {
+                    self.look_at_draining();
+                    self.look_at_sockets();
+                }
                 _ = settling.tick() => self.look_at_transitions(),
                 Some(()) = terminate.recv() => self.stop(false),
                 Some(()) = interrupt.recv() => self.stop(false),
@@ -164,6 +176,8 @@ impl Runner {
                 self.running.remove(&backend);
                 self.happen(Event::Exited { backend, how });
             }
+            Message::Answers { backend } => self.happen(Event::Answers { backend }),
+            Message::FellSilent { backend, reason } => self.happen(Event::FellSilent { backend, reason }),
         }
     }
 
@@ -180,11 +194,36 @@ impl Runner {
             Request::Status(answer) => drop(answer.send(self.status())),
             Request::Trace { app, address, answer } => drop(answer.send(self.trace(&app, address))),
             Request::Stop { now } => self.stop(now),
+            Request::Drain { worker, undo, answer } => {
+                let outcome = self.place_of(&worker).map(|(app, number)| {
+                    let event = if undo { Event::Undrain { app, number } } else { Event::Drain { app, number } };
+                    self.happen(event);
+                });
+                drop(answer.send(outcome));
+            }
+        }
+    }
+
+    /// What `APP` or `APP/N` names.
+    fn place_of(&self, name: &str) -> Result<(usize, Option<u32>), String> {
+        let (app_name, number) = name.split_once('/').map_or((name, None), |(app, number)| (app, Some(number)));
+        let Some(app) = self.config.apps.iter().position(|app| app.name == app_name) else {
+            let names: Vec<&str> = self.config.apps.iter().map(|app| app.name.as_str()).collect();
+            return Err(format!("no app is called {app_name:?}; there are: {}", names.join(", ")));
+        };
+        let count = self.state.apps[app].workers.len();
+        match number.map(|text| (text, text.parse::<u32>())) {
+            None => Ok((app, None)),
+            Some((_, Ok(number))) if (number as usize) < count => Ok((app, Some(number))),
+            Some((text, _)) => Err(format!(
+                "{app_name} has no worker {text:?}; there are {app_name}/0 to {app_name}/{}",
+                count.max(1) - 1
+            )),
         }
     }
 
     /// One event and all that follows from it.
-    fn happen(&mut self, event: Event) {
+    pub(super) fn happen(&mut self, event: Event) {
         let mut events = VecDeque::from([event]);
         let mut changed = false;
         while let Some(event) = events.pop_front() {
@@ -204,7 +243,7 @@ impl Runner {
     }
 
     fn publish_snapshot(&self) {
-        let next = snapshot(&self.state, &self.config.apps, &self.fixed, &self.running);
+        let next = snapshot(&self.state, &self.config.apps, &self.fixed, &self.running, &self.remotes);
         self.snapshots.send_replace(Arc::new(next));
     }
 
@@ -222,6 +261,16 @@ impl Runner {
                     Err(reason) => return Some(Event::NotStarted { backend, reason }),
                 }
             }
+            Effect::Watch { app, number, backend } => {
+                let App { backends, health, workers, .. } = &self.config.apps[app];
+                let remote = &backends[(number - workers.max) as usize];
+                let remote = Remote::watch(remote, health.clone(), backend, self.launcher.messages());
+                self.remotes.insert(backend, remote);
+            }
+            Effect::Enlist { backend } if self.remotes.contains_key(&backend) => {
+                let entry = self.remotes.get(&backend)?.backend(backend);
+                self.table("enlist a backend", |datapath| datapath.enlist_remote(entry));
+            }
             Effect::Enlist { backend } => {
                 let running = self.running.get_mut(&backend)?;
                 // Dropped here: a duplicate that stayed open would outlive the worker.
@@ -231,6 +280,10 @@ impl Runner {
             }
             Effect::Retire { backend } => self.table("retire a worker", |datapath| datapath.retire(backend)),
             Effect::PublishRing { app } => {
+                // Before the first connection falls to the HTTP path.
+                if !self.sockets[app] && self.state.apps[app].ring.iter().any(|slot| slot.current.is_none()) {
+                    self.look_at_sockets();
+                }
                 let ring = Arc::clone(&self.state.apps[app].ring);
                 self.table("publish a ring", |datapath| datapath.publish_ring(app as u32, &ring));
             }
@@ -253,76 +306,32 @@ impl Runner {
     }
 
     /// A map operation that fails leaves the HTTP path to serve: it is said, and serving goes on.
-    fn table(&mut self, what: &str, change: impl FnOnce(&mut Datapath) -> Result<(), crate::datapath::TableError>) {
+    pub(super) fn table(
+        &mut self,
+        what: &str,
+        change: impl FnOnce(&mut Datapath) -> Result<(), crate::datapath::TableError>,
+    ) {
         if let Some(Err(error)) = self.kernel.datapath().map(change) {
             tracing::error!(%error, "the kernel did not {what}; its clients are served on the HTTP path");
         }
     }
 
-    fn publish_services(&mut self) -> anyhow::Result<()> {
+    pub(super) fn publish_services(&mut self) -> anyhow::Result<()> {
         let services: Vec<_> = self
             .config
             .apps
             .iter()
-            .zip(&self.fixed)
-            .flat_map(|(app, fixed)| {
-                app.listen.iter().map(|at| (ServiceKey::tcp(at.ip().into(), at.port()), fixed.service))
+            .zip(self.fixed.iter().zip(&self.sockets))
+            .flat_map(|(app, (fixed, &has_sockets))| {
+                let sockets = if has_sockets { SERVICE_SOCKETS } else { 0 };
+                let service = Service { flags: fixed.service.flags | sockets, ..fixed.service };
+                app.listen.iter().map(move |at| (ServiceKey::tcp(at.ip().into(), at.port()), service))
             })
             .collect();
         if let Some(datapath) = self.kernel.datapath() {
             datapath.publish_services(&services)?;
         }
         Ok(())
-    }
-
-    /// Takes over the workers, rings and ids that an earlier run left.
-    fn adopt(&mut self) {
-        let saved = Saved::read(&self.config.homing.state_dir);
-        self.state.resume_after(saved.last_ids.iter().map(|&id| BackendId(id)));
-        for (number, app) in self.state.apps.iter_mut().enumerate() {
-            let same_app = saved.apps.get(number) == Some(&app.spec.name);
-            let ring = self.kernel.datapath().and_then(|datapath| datapath.ring(number as u32));
-            if let (true, Some(ring)) = (same_app, ring)
-                && ring.len() == app.ring.len()
-            {
-                app.ring = ring.into();
-            }
-        }
-        let mut adopted = Vec::new();
-        for worker in &saved.workers {
-            let app = self.config.apps.iter().position(|app| app.name == worker.app && app.command == worker.command);
-            let wanted = app.filter(|&app| worker.number < self.config.apps[app].workers.max);
-            let backend = BackendId(worker.backend);
-            match self.launcher.adopt(worker, backend, wanted.is_some()) {
-                Some(running) => {
-                    tracing::info!(app = %worker.app, worker = worker.number, pid = worker.pid, "adopted a worker");
-                    self.running.insert(backend, running);
-                    adopted.push(backend);
-                    let app = wanted.expect("only wanted workers are adopted");
-                    self.happen(Event::Adopted { app, number: worker.number, backend });
-                }
-                None => tracing::info!(app = %worker.app, worker = worker.number, "a worker of the last run is gone"),
-            }
-        }
-        self.table("forget the last run's workers", |datapath| datapath.retire_others(&adopted));
-    }
-
-    fn save(&self) {
-        let workers = self
-            .state
-            .apps
-            .iter()
-            .zip(&self.config.apps)
-            .flat_map(|(app, config)| app.workers.iter().map(move |worker| (worker, config)))
-            .filter_map(|(worker, config)| {
-                Some(self.running.get(&worker.backend)?.saved(config, worker.number, worker.backend))
-            })
-            .collect();
-        let apps = self.config.apps.iter().map(|app| app.name.clone()).collect();
-        let saved = Saved::new(&self.state.last_ids(), apps, workers);
-        if let Err(error) = saved.write(&self.config.homing.state_dir) {
-            tracing::error!(%error, "the state could not be saved; workers will not be adopted if homing ends now");
-        }
     }
 
     /// The picture as it was last published.
@@ -335,80 +344,6 @@ impl Runner {
         let http = self.running.get(&backend).map_or(0, |running| running.load.open.load(Ordering::Relaxed));
         let kernel = self.kernel.datapath().map_or(0, |datapath| datapath.live(backend).connections);
         kernel + u64::from(http)
-    }
-
-    fn look_at_draining(&mut self) {
-        let draining: Vec<BackendId> = self
-            .state
-            .apps
-            .iter()
-            .flat_map(|app| &app.workers)
-            .filter(|worker| matches!(worker.phase, Phase::Draining { .. }))
-            .map(|worker| worker.backend)
-            .collect();
-        for backend in draining {
-            if self.connections(backend) == 0 {
-                self.happen(Event::Idle { backend });
-            }
-        }
-    }
-
-    fn look_at_transitions(&mut self) {
-        let in_transition = |app: &super::App| app.ring.iter().any(|slot| !slot.previous.is_none());
-        let apps: Vec<usize> = (0..self.state.apps.len()).filter(|&app| in_transition(&self.state.apps[app])).collect();
-        if apps.is_empty() {
-            return;
-        }
-        let bindings = self.bindings.all();
-        let now_s = self.bindings.now_s();
-        for app in apps {
-            let service = &self.fixed[app].service;
-            let ring = &self.state.apps[app].ring;
-            let mut held: Vec<u32> = bindings
-                .iter()
-                .filter(|(key, binding)| {
-                    key.app as usize == app
-                        && self.state.worker(binding.backend).is_some()
-                        && affinity::is_fresh(service, binding, now_s)
-                })
-                .map(|(key, binding)| (affinity::slot_of(service, key.client), binding.backend))
-                .filter(|&(slot, backend)| ring[slot as usize].current != backend)
-                .map(|(slot, _)| slot)
-                .collect();
-            held.sort_unstable();
-            held.dedup();
-            self.happen(Event::Settled { app, held });
-        }
-    }
-}
-
-fn spec(app: &crate::config::App) -> AppSpec {
-    AppSpec {
-        name: app.name.clone(),
-        min: app.workers.min,
-        max: app.workers.max,
-        start: app.timeouts.start,
-        drain: app.timeouts.drain,
-        ring_len: maglev::ring_len(app.workers.max),
-    }
-}
-
-fn fix(number: usize, app: &crate::config::App, keys: &CookieKeys) -> Fixed {
-    /// Bits of an address in its IPv4-mapped form before the IPv4 part.
-    const V4_OFFSET: u16 = 96;
-    Fixed {
-        service: Service {
-            seed: keys.derive(&format!("ring {}", app.name)),
-            app: number as u32,
-            ring_len: maglev::ring_len(app.workers.max),
-            flags: if app.affinity == Affinity::Cookie { SERVICE_HTTP_ONLY } else { 0 },
-            v4_bits: V4_OFFSET + u16::from(app.client.ipv4),
-            v6_bits: u16::from(app.client.ipv6),
-            affinity_s: u32::try_from(app.timeouts.affinity.as_secs()).unwrap_or(u32::MAX),
-            reserved: 0,
-        },
-        cookie: Arc::new(app.cookie.clone()),
-        name: app.name.as_str().into(),
     }
 }
 

@@ -20,7 +20,8 @@ struct Control {
 
 impl Control {
     fn new(min: u32, max: u32) -> Self {
-        let spec = AppSpec { name: "app".into(), min, max, start: START, drain: DRAIN, ring_len: 509 };
+        let spec =
+            AppSpec { name: "app".into(), min, max, start: START, drain: DRAIN, ring_len: 509, remotes: Vec::new() };
         let state = State::new(vec![spec]).expect("few workers");
         Self { state, now: Moment::ZERO, effects: Vec::new() }
     }
@@ -291,7 +292,7 @@ proptest! {
                 _ => Event::Tick,
             });
             let app = &control.state.apps[0];
-            prop_assert!(app.workers.iter().filter(|w| w.has_process()).count() <= 4);
+            prop_assert!(app.workers.iter().filter(|w| w.is_up()).count() <= 4);
             for slot in app.ring.iter().filter(|slot| !slot.current.is_none()) {
                 prop_assert!(app.workers.iter().any(|w| w.backend == slot.current && w.phase == Phase::Ready));
             }
@@ -306,7 +307,7 @@ proptest! {
         control.event(Event::Demand { app: 0 });
         control.after(Duration::from_secs(120));
         control.event(Event::Demand { app: 0 });
-        let coming = control.state.apps[0].workers.iter().any(|w| w.has_process());
+        let coming = control.state.apps[0].workers.iter().any(|w| w.is_up());
         prop_assert!(coming, "a request must bring a worker: {:?}", control.state.apps[0].workers);
     }
 }

@@ -3,25 +3,21 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use lb_common::abi::{BackendId, Service};
+use lb_common::abi::BackendId;
 
+use super::fixed::Fixed;
 use super::launch::Running;
+use super::remotes::Remote;
 use super::state::{App, State};
 use crate::config;
 use crate::routing::{AppRoute, Snapshot, WorkerRoute};
-
-/// What of an app never changes while homing runs.
-pub(super) struct Fixed {
-    pub(super) service: Service,
-    pub(super) cookie: Arc<config::Cookie>,
-    pub(super) name: Arc<str>,
-}
 
 pub(super) fn snapshot(
     state: &State,
     apps: &[config::App],
     fixed: &[Fixed],
     running: &HashMap<BackendId, Running>,
+    remotes: &HashMap<BackendId, Remote>,
 ) -> Snapshot {
     let routes = (0..).zip(&state.apps).zip(apps.iter().zip(fixed)).map(|((number, app), (config, fixed))| {
         Arc::new(AppRoute {
@@ -32,26 +28,30 @@ pub(super) fn snapshot(
             hold: config.timeouts.start,
             service: fixed.service,
             ring: Arc::clone(&app.ring),
-            workers: workers(app, running),
+            workers: workers(app, running, remotes),
             failed: failed(state, app),
         })
     });
     Snapshot { apps: routes.collect() }
 }
 
-fn workers(app: &App, running: &HashMap<BackendId, Running>) -> Vec<WorkerRoute> {
+fn workers(app: &App, running: &HashMap<BackendId, Running>, remotes: &HashMap<BackendId, Remote>) -> Vec<WorkerRoute> {
+    let reach = |backend: BackendId| {
+        let process = running.get(&backend).map(|process| (process.incarnation, process.address, &process.load));
+        process.or_else(|| remotes.get(&backend).map(|remote| (remote.incarnation, remote.address, &remote.load)))
+    };
     app.workers
         .iter()
         .filter(|worker| worker.takes_bound_clients())
         .filter_map(|worker| {
-            let process = running.get(&worker.backend)?;
+            let (incarnation, address, load) = reach(worker.backend)?;
             Some(WorkerRoute {
                 number: worker.number,
                 backend: worker.backend,
-                incarnation: process.incarnation,
+                incarnation,
                 draining: worker.phase != super::Phase::Ready,
-                address: process.address,
-                load: Arc::clone(&process.load),
+                address,
+                load: Arc::clone(load),
             })
         })
         .collect()

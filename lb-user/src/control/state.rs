@@ -28,20 +28,33 @@ pub struct AppSpec {
     pub start: Duration,
     pub drain: Duration,
     pub ring_len: u32,
+    /// Remote hosts, in the order of the configuration; numbered after the workers.
+    pub remotes: Vec<Remote>,
+}
+
+/// A remote host as a member of the ring.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Remote {
+    /// What places it on the ring: the same on every machine that knows the host.
+    pub name: u64,
+    pub weight: u32,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct App {
     pub spec: AppSpec,
-    /// By number.
+    /// By number: processes of this machine, then remote hosts.
     pub workers: Vec<Worker>,
     pub ring: Arc<[Slot]>,
+    /// When a slot last changed hands.
+    pub ring_since: Moment,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Worker {
     /// `N` of `APP/N`.
     pub number: u32,
+    pub kind: Kind,
     /// Its place in the datapath, kept over its generations.
     pub index: u32,
     /// The process of now, or the last one; NONE before the first.
@@ -53,6 +66,17 @@ pub struct Worker {
     pub restarts: u32,
     /// Ends that nobody asked for, since it last was steady.
     pub crashes: u32,
+    /// An operator drained it: it takes no new clients until that is taken back.
+    pub drained: bool,
+}
+
+/// Whose it is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Kind {
+    /// A process that homing starts and ends.
+    Process,
+    /// A host that somebody else runs.
+    Remote(Remote),
 }
 
 /// Where a worker is in its life.
@@ -72,6 +96,8 @@ pub enum Phase {
     Backoff { until: Moment, reason: String },
     /// Given up after a crash loop; a request tries again after `retry_at`.
     Failed { retry_at: Moment, reason: String },
+    /// A remote host that does not answer; `None` before it was first asked.
+    Silent { reason: Option<String> },
 }
 
 /// What follows an end that homing asked for.
@@ -89,12 +115,14 @@ impl State {
         let mut backends = Backends::default();
         let mut apps = Vec::with_capacity(specs.len());
         for spec in specs {
-            let workers = (0..spec.max)
-                .map(|number| Some(Worker::new(number, backends.reserve()?)))
+            let processes = (0..spec.max).map(|_| Kind::Process);
+            let workers = (0..)
+                .zip(processes.chain(spec.remotes.iter().cloned().map(Kind::Remote)))
+                .map(|(number, kind)| Some(Worker::new(number, kind, backends.reserve()?)))
                 .collect::<Option<Vec<_>>>()
                 .ok_or(TooManyWorkers)?;
             let ring = vec![Slot::default(); spec.ring_len as usize].into();
-            apps.push(App { spec, workers, ring });
+            apps.push(App { spec, workers, ring, ring_since: Moment::ZERO });
         }
         Ok(Self { apps, stopping: false, backends })
     }
@@ -120,12 +148,12 @@ impl State {
         self.backends.last().collect()
     }
 
-    /// The worker whose process this is now.
+    /// The worker that this is now.
     pub fn worker(&self, backend: BackendId) -> Option<(usize, &Worker)> {
         self.apps
             .iter()
             .enumerate()
-            .find_map(|(app, a)| Some((app, a.workers.iter().find(|w| w.backend == backend && w.has_process())?)))
+            .find_map(|(app, a)| Some((app, a.workers.iter().find(|w| w.backend == backend && w.is_up())?)))
     }
 
     /// When something falls due by itself.
@@ -149,40 +177,53 @@ impl App {
             .workers
             .iter()
             .filter(|worker| worker.phase == Phase::Ready)
-            .map(|worker| Member { name: u64::from(worker.number) + 1, backend: worker.backend, weight: 1 })
+            .map(|worker| match &worker.kind {
+                Kind::Process => Member { name: u64::from(worker.number) + 1, backend: worker.backend, weight: 1 },
+                Kind::Remote(remote) => Member { name: remote.name, backend: worker.backend, weight: remote.weight },
+            })
             .collect();
         maglev::fill(self.spec.ring_len, &members)
     }
 
     /// Why nobody will serve this app, when nobody will.
     pub fn failure(&self) -> Option<&str> {
-        if self.workers.iter().any(|worker| worker.has_process() || matches!(worker.phase, Phase::Backoff { .. })) {
+        let is_coming = |worker: &Worker| {
+            worker.is_up() || matches!(worker.phase, Phase::Backoff { .. } | Phase::Silent { reason: None })
+        };
+        if self.workers.iter().any(is_coming) {
             return None;
         }
         self.workers.iter().find_map(|worker| match &worker.phase {
-            Phase::Failed { reason, .. } => Some(reason.as_str()),
+            Phase::Failed { reason, .. } | Phase::Silent { reason: Some(reason) } => Some(reason.as_str()),
             _ => None,
         })
     }
 }
 
 impl Worker {
-    fn new(number: u32, index: u32) -> Self {
+    fn new(number: u32, kind: Kind, index: u32) -> Self {
         Self {
             number,
+            kind,
             index,
             backend: BackendId::NONE,
             phase: Phase::Stopped,
             since: Moment::ZERO,
             restarts: 0,
             crashes: 0,
+            drained: false,
         }
     }
 
-    pub fn has_process(&self) -> bool {
+    pub fn is_process(&self) -> bool {
+        self.kind == Kind::Process
+    }
+
+    /// A process that runs, or a host that answers.
+    pub fn is_up(&self) -> bool {
         match self.phase {
             Phase::Starting { .. } | Phase::Ready | Phase::Draining { .. } | Phase::Ending { .. } => true,
-            Phase::Stopped | Phase::Backoff { .. } | Phase::Failed { .. } => false,
+            Phase::Stopped | Phase::Backoff { .. } | Phase::Failed { .. } | Phase::Silent { .. } => false,
         }
     }
 
@@ -193,10 +234,11 @@ impl Worker {
 
     fn deadline(&self) -> Option<Moment> {
         match self.phase {
+            Phase::Draining { deadline: Moment::MAX } => None,
             Phase::Starting { deadline } | Phase::Draining { deadline } => Some(deadline),
             Phase::Ending { kill_at, .. } => Some(kill_at),
             Phase::Backoff { until, .. } => Some(until),
-            Phase::Stopped | Phase::Ready | Phase::Failed { .. } => None,
+            Phase::Stopped | Phase::Ready | Phase::Failed { .. } | Phase::Silent { .. } => None,
         }
     }
 
@@ -207,7 +249,8 @@ impl Worker {
             Phase::Starting { .. } => "starting",
             Phase::Ready => "ready",
             Phase::Draining { .. } | Phase::Ending { .. } => "draining",
-            Phase::Backoff { .. } => "backoff",
+            Phase::Silent { reason: None } => "starting",
+            Phase::Backoff { .. } | Phase::Silent { .. } => "backoff",
             Phase::Failed { .. } => "failed",
         }
     }
@@ -216,6 +259,7 @@ impl Worker {
     pub fn reason(&self) -> Option<&str> {
         match &self.phase {
             Phase::Backoff { reason, .. } | Phase::Failed { reason, .. } => Some(reason),
+            Phase::Silent { reason } => reason.as_deref(),
             Phase::Ending { then: After::Crash(reason), .. } => Some(reason),
             _ => None,
         }

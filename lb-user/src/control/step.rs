@@ -29,11 +29,15 @@ pub fn step(mut state: State, event: Event, now: Moment) -> (State, Vec<Effect>)
             let worker = &mut state.apps[app].workers[number as usize];
             worker.backend = backend;
             worker.enter(Phase::Ready, now);
+            if !worker.is_process() {
+                effects.push(Effect::Watch { app, number, backend });
+            }
             effects.push(Effect::Enlist { backend });
         }
         Event::Boot => {
             for app in 0..state.apps.len() {
-                publish_ring(&mut state.apps[app], app, &mut effects);
+                watch_remotes(&mut state, app, now, &mut effects);
+                publish_ring(&mut state.apps[app], app, now, &mut effects);
                 start_missing(&mut state, app, now, &mut effects);
             }
         }
@@ -43,7 +47,7 @@ pub fn step(mut state: State, event: Event, now: Moment) -> (State, Vec<Effect>)
             {
                 worker.enter(Phase::Ready, now);
                 effects.push(Effect::Enlist { backend });
-                publish_ring(&mut state.apps[app], app, &mut effects);
+                publish_ring(&mut state.apps[app], app, now, &mut effects);
             }
         }
         Event::NotStarted { backend, reason } => {
@@ -53,16 +57,47 @@ pub fn step(mut state: State, event: Event, now: Moment) -> (State, Vec<Effect>)
                 ended(&mut state, app, backend, reason, now, &mut effects);
             }
         }
+        Event::Answers { backend } => {
+            if let Some((app, worker)) = known(&mut state, backend)
+                && matches!(worker.phase, Phase::Silent { .. })
+            {
+                let drain = Phase::Draining { deadline: Moment::MAX };
+                let phase = if worker.drained { drain } else { Phase::Ready };
+                worker.enter(phase, now);
+                effects.push(Effect::Enlist { backend });
+                publish_ring(&mut state.apps[app], app, now, &mut effects);
+            }
+        }
+        Event::FellSilent { backend, reason } => {
+            if let Some((app, worker)) = known(&mut state, backend)
+                && !matches!(worker.phase, Phase::Stopped)
+            {
+                let was_up = worker.is_up();
+                let is_news = worker.reason() != Some(&reason);
+                let number = worker.number;
+                worker.enter(Phase::Silent { reason: Some(reason.clone()) }, now);
+                if is_news {
+                    effects.push(Effect::Say { severity: Severity::Warning, app, number, text: reason });
+                }
+                if was_up {
+                    effects.push(Effect::Retire { backend });
+                    publish_ring(&mut state.apps[app], app, now, &mut effects);
+                }
+            }
+        }
+        Event::Drain { app, number } => drain(&mut state, app, number, now, &mut effects),
+        Event::Undrain { app, number } => undrain(&mut state, app, number, now, &mut effects),
         Event::Exited { backend, how } => {
             if let Some((app, _)) = find(&mut state, backend) {
                 effects.push(Effect::Retire { backend });
                 ended(&mut state, app, backend, how, now, &mut effects);
-                publish_ring(&mut state.apps[app], app, &mut effects);
+                publish_ring(&mut state.apps[app], app, now, &mut effects);
             }
         }
         Event::Demand { app } => demand(&mut state, app, now, &mut effects),
         Event::Idle { backend } => {
             if let Some((_, worker)) = find(&mut state, backend)
+                && worker.is_process()
                 && matches!(worker.phase, Phase::Draining { .. })
             {
                 worker.end(After::Stop, now, &mut effects);
@@ -76,16 +111,67 @@ pub fn step(mut state: State, event: Event, now: Moment) -> (State, Vec<Effect>)
             }
         }
     }
-    if state.stopping && !state.apps.iter().flat_map(|app| &app.workers).any(Worker::has_process) {
+    if state.stopping && !state.apps.iter().flat_map(|app| &app.workers).any(Worker::is_up) {
         effects.push(Effect::Exit);
     }
     (state, effects)
 }
 
 fn find(state: &mut State, backend: BackendId) -> Option<(usize, &mut Worker)> {
-    state.apps.iter_mut().enumerate().find_map(|(number, app)| {
-        Some((number, app.workers.iter_mut().find(|w| w.backend == backend && w.has_process())?))
-    })
+    state
+        .apps
+        .iter_mut()
+        .enumerate()
+        .find_map(|(number, app)| Some((number, app.workers.iter_mut().find(|w| w.backend == backend && w.is_up())?)))
+}
+
+/// The worker with this id, up or not.
+fn known(state: &mut State, backend: BackendId) -> Option<(usize, &mut Worker)> {
+    state
+        .apps
+        .iter_mut()
+        .enumerate()
+        .find_map(|(number, app)| Some((number, app.workers.iter_mut().find(|worker| worker.backend == backend)?)))
+}
+
+/// Remote hosts of no earlier run get their id, and are asked whether they answer.
+fn watch_remotes(state: &mut State, app: usize, now: Moment, effects: &mut Vec<Effect>) {
+    for number in 0..state.apps[app].workers.len() {
+        let worker = &mut state.apps[app].workers[number];
+        if worker.is_process() || !worker.backend.is_none() {
+            continue;
+        }
+        worker.backend = state.backends.next(worker.index);
+        worker.enter(Phase::Silent { reason: None }, now);
+        effects.push(Effect::Watch { app, number: number as u32, backend: worker.backend });
+    }
+}
+
+fn drain(state: &mut State, app: usize, number: Option<u32>, now: Moment, effects: &mut Vec<Effect>) {
+    let deadline = now + state.apps[app].spec.drain;
+    for worker in state.apps[app].workers.iter_mut().filter(|worker| number.is_none_or(|n| worker.number == n)) {
+        worker.drained = true;
+        match (&worker.phase, worker.is_process()) {
+            (Phase::Ready, true) => worker.enter(Phase::Draining { deadline }, now),
+            // Nobody here sees when the last of a remote host's clients leaves, and its end is not homing's.
+            (Phase::Ready, false) => worker.enter(Phase::Draining { deadline: Moment::MAX }, now),
+            (Phase::Starting { .. }, _) => worker.end(After::Stop, now, effects),
+            (Phase::Backoff { .. } | Phase::Failed { .. }, _) => worker.enter(Phase::Stopped, now),
+            _ => {}
+        }
+    }
+    publish_ring(&mut state.apps[app], app, now, effects);
+}
+
+fn undrain(state: &mut State, app: usize, number: Option<u32>, now: Moment, effects: &mut Vec<Effect>) {
+    for worker in state.apps[app].workers.iter_mut().filter(|worker| number.is_none_or(|n| worker.number == n)) {
+        worker.drained = false;
+        if matches!(worker.phase, Phase::Draining { .. }) {
+            worker.enter(Phase::Ready, now);
+        }
+    }
+    publish_ring(&mut state.apps[app], app, now, effects);
+    start_missing(state, app, now, effects);
 }
 
 /// A process is gone, asked for or not.
@@ -122,12 +208,12 @@ fn ended(state: &mut State, app: usize, backend: BackendId, how: String, now: Mo
 
 /// Somebody waits for a worker of this app.
 fn demand(state: &mut State, app: usize, now: Moment, effects: &mut Vec<Effect>) {
-    let coming = |worker: &Worker| worker.has_process() || matches!(worker.phase, Phase::Backoff { .. });
+    let coming = |worker: &Worker| worker.is_up() || matches!(worker.phase, Phase::Backoff { .. });
     if state.stopping || state.apps[app].workers.iter().any(coming) {
         return;
     }
     let candidate = state.apps[app].workers.iter_mut().find(|worker| match worker.phase {
-        Phase::Stopped => true,
+        Phase::Stopped => worker.is_process() && !worker.drained,
         Phase::Failed { retry_at, .. } => now >= retry_at,
         _ => false,
     });
@@ -137,12 +223,17 @@ fn demand(state: &mut State, app: usize, now: Moment, effects: &mut Vec<Effect>)
 }
 
 fn start_missing(state: &mut State, app: usize, now: Moment, effects: &mut Vec<Effect>) {
-    let running = state.apps[app].workers.iter().filter(|worker| worker.has_process()).count();
+    if state.stopping {
+        return;
+    }
+    // A drained worker's place is not filled again: whoever drained it wanted fewer.
+    let counts = |worker: &&Worker| worker.is_process() && (worker.is_up() || worker.drained);
+    let running = state.apps[app].workers.iter().filter(counts).count();
     let missing = (state.apps[app].spec.min as usize).saturating_sub(running);
     let stopped: Vec<u32> = state.apps[app]
         .workers
         .iter()
-        .filter(|worker| worker.phase == Phase::Stopped)
+        .filter(|worker| worker.is_process() && worker.phase == Phase::Stopped && !worker.drained)
         .map(|worker| worker.number)
         .take(missing)
         .collect();
@@ -163,7 +254,7 @@ fn spawn(state: &mut State, app: usize, number: u32, now: Moment, effects: &mut 
 
 /// What the clock alone brings about.
 fn due(state: &mut State, app: usize, now: Moment, effects: &mut Vec<Effect>) {
-    for number in 0..state.apps[app].spec.max {
+    for number in 0..state.apps[app].workers.len() as u32 {
         let start = state.apps[app].spec.start;
         let worker = &mut state.apps[app].workers[number as usize];
         match &worker.phase {
@@ -187,15 +278,23 @@ fn stop(state: &mut State, at_once: bool, now: Moment, effects: &mut Vec<Effect>
     state.stopping = true;
     for (number, app) in state.apps.iter_mut().enumerate() {
         for worker in &mut app.workers {
+            if !worker.is_process() {
+                // It goes on without homing; only the way to it ends.
+                if worker.is_up() {
+                    effects.push(Effect::Retire { backend: worker.backend });
+                }
+                worker.enter(Phase::Stopped, now);
+                continue;
+            }
             match worker.phase {
                 Phase::Ready if !at_once => worker.enter(Phase::Draining { deadline: now + app.spec.drain }, now),
                 Phase::Ready | Phase::Starting { .. } => worker.end(After::Stop, now, effects),
                 Phase::Draining { .. } if at_once => worker.end(After::Stop, now, effects),
                 Phase::Backoff { .. } | Phase::Failed { .. } => worker.enter(Phase::Stopped, now),
-                Phase::Draining { .. } | Phase::Ending { .. } | Phase::Stopped => {}
+                Phase::Draining { .. } | Phase::Ending { .. } | Phase::Stopped | Phase::Silent { .. } => {}
             }
         }
-        publish_ring(app, number, effects);
+        publish_ring(app, number, now, effects);
     }
 }
 
@@ -215,10 +314,11 @@ fn settle(app: &mut App, number: usize, held: &[u32], effects: &mut Vec<Effect>)
     }
 }
 
-fn publish_ring(app: &mut App, number: usize, effects: &mut Vec<Effect>) {
+fn publish_ring(app: &mut App, number: usize, now: Moment, effects: &mut Vec<Effect>) {
     let next = maglev::succeed(&app.ring, &app.owners());
     if *next != *app.ring {
         app.ring = next.into();
+        app.ring_since = now;
         effects.push(Effect::PublishRing { app: number });
     }
 }

@@ -1,11 +1,12 @@
 //! Listeners and the client connections on them: accepting, hyper's settings, and the end of all of it.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -35,6 +36,38 @@ pub struct Connection {
     pub shutdown: watch::Receiver<Shutdown>,
     /// Counts against [`CONNECTIONS_MAX`]; all of them back means that the listener is done.
     _permit: OwnedSemaphorePermit,
+    _open: Open,
+}
+
+/// How many client connections each app has.
+#[derive(Default)]
+pub struct OpenConnections(Mutex<HashMap<u32, Arc<AtomicUsize>>>);
+
+impl OpenConnections {
+    pub fn of(&self, app: u32) -> usize {
+        self.gauge(app).load(Ordering::Relaxed)
+    }
+
+    fn gauge(&self, app: u32) -> Arc<AtomicUsize> {
+        // A panic cannot leave the map half-changed.
+        let mut gauges = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(gauges.entry(app).or_default())
+    }
+
+    /// Counts one more until the value is dropped.
+    fn open(&self, app: u32) -> Open {
+        let gauge = self.gauge(app);
+        gauge.fetch_add(1, Ordering::Relaxed);
+        Open(gauge)
+    }
+}
+
+struct Open(Arc<AtomicUsize>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Serves a listener until it is shut down and its last connection and tunnel are gone.
@@ -120,6 +153,7 @@ fn start(
         local: stream.local_addr()?,
         shutdown: shutdown.clone(),
         _permit: permit,
+        _open: proxy.connections.open(app),
     });
     let service = service_fn(move |request| {
         let connection = Arc::clone(&connection);

@@ -66,6 +66,8 @@ struct Inner {
     tunnels: tunnel::Tunnels,
     ids: headers::RequestIds,
     holding: admit::Holding,
+    /// Open client connections by app.
+    connections: listen::OpenConnections,
     /// Taken from looking for the least loaded worker to reserving a place there.
     assigning: Mutex<()>,
 }
@@ -83,6 +85,7 @@ impl Proxy {
             tunnels: tunnel::Tunnels::default(),
             ids,
             holding: admit::Holding::default(),
+            connections: listen::OpenConnections::default(),
             assigning: Mutex::new(()),
         }))
     }
@@ -104,6 +107,11 @@ impl Proxy {
     /// Requests of the app that are held for a worker now.
     pub fn held(&self, app: u32) -> usize {
         self.0.holding.of(app)
+    }
+
+    /// Client connections of the app that are open now.
+    pub fn connections(&self, app: u32) -> usize {
+        self.0.connections.of(app)
     }
 
     pub fn counters(&self) -> &Counters {

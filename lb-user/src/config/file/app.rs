@@ -8,11 +8,12 @@ use std::time::Duration;
 use nix::unistd::User;
 use toml::de::DeValue;
 
+use super::backends;
 use super::command;
 use super::listen::{self, Taken};
 use super::reader::{Given, Table, not_supported, shown};
 use super::value;
-use super::{NOT_YET_APP, NOT_YET_CLIENT, NOT_YET_HEALTH, NOT_YET_TIMEOUTS, NOT_YET_WORKERS};
+use super::{NOT_YET_CLIENT, NOT_YET_HEALTH, NOT_YET_TIMEOUTS, NOT_YET_WORKERS};
 use crate::config::{Affinity, App, ClientPrefix, Cookie, Health, Secure, Timeouts, Workers};
 
 const KNOWN: &[&str] = &[
@@ -20,6 +21,7 @@ const KNOWN: &[&str] = &[
     "listen",
     "affinity",
     "command",
+    "backends",
     "directory",
     "user",
     "env",
@@ -65,20 +67,23 @@ impl<'b> Apps<'b> {
 
     /// Reads one more. Wrong values are complained of and replaced by defaults, so that everything else is seen too.
     pub(super) fn read(&mut self, table: &Table<'_>) {
-        table.know(KNOWN, NOT_YET_APP);
+        table.know(KNOWN, &[]);
         let name = self.name(table);
         let listen = self.listen(table, &name);
         let directory = directory(table, self.base);
         let env = table.table("env").map(|table| command::env(&table)).unwrap_or_default();
         let command = command::command(table, directory.as_deref(), &env);
+        let affinity = affinity(table);
+        let workers = table.table("workers").map_or(DEFAULT_WORKERS, |table| workers(&table));
         let app = App {
+            backends: backends::backends(table, &listen, affinity),
             listen,
-            affinity: affinity(table),
+            affinity,
+            workers: if table.has("command") { workers } else { Workers { min: 0, max: 0 } },
             command,
             directory: directory.unwrap_or_else(|| self.base.to_owned()),
             user: table.parsed("user", user).map(|given| given.value),
             env,
-            workers: table.table("workers").map_or(DEFAULT_WORKERS, |table| workers(&table)),
             timeouts: table.table("timeouts").map_or(DEFAULT_TIMEOUTS, |table| timeouts(&table)),
             health: health(table),
             client: table.table("client").map_or(DEFAULT_CLIENT, |table| client(&table)),

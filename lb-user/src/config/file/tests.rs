@@ -38,6 +38,7 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
             affinity: Affinity::Ip,
             command: vec!["sh".to_owned()],
+            backends: Vec::new(),
             directory: PathBuf::from("/"),
             user: None,
             env: BTreeMap::new(),
@@ -141,7 +142,39 @@ const WRONG: &[(&str, &str)] = &[
     // Unknown and unsupported keys.
     ("afinity = \"ip\"", "5:1: unknown key `afinity` in [[app]]; did you mean `affinity`?"),
     ("client.zzz = 1", "5:8: unknown key `zzz` in client; known are `ipv4_prefix`, `ipv6_prefix`"),
-    ("backends = []", "5:1: `backends` is not supported by this version of homing (0.1.0); remove the line"),
+    (
+        "backends = 5",
+        "5:12: `backends` must be a list of tables, not a whole number; write backends = [{ address = \"10.0.0.11:8080\", forward = \"http\" }]",
+    ),
+    (
+        "backends = [5]",
+        "5:13: a backend must be a table, not a whole number; write backends = [{ address = \"10.0.0.11:8080\", forward = \"http\" }]",
+    ),
+    (
+        "backends = [{ forward = \"l2\" }]",
+        "5:13: a backend has no `address`; add one, such as address = \"10.0.0.11:8080\"",
+    ),
+    (
+        "backends = [{ address = \"there:80\" }]",
+        "5:25: `address` must be an IP address and a port, such as \"10.0.0.11:8080\" or \"[fd00::11]:8080\"",
+    ),
+    (
+        "backends = [{ address = \"0.0.0.0:80\" }]",
+        "5:25: `address` 0.0.0.0:80 is no address of one host and port; give the backend's own",
+    ),
+    (
+        "backends = [{ address = \"10.0.0.1:80\" }, { address = \"10.0.0.1:80\" }]",
+        "5:42: backend 10.0.0.1:80 is given twice; remove one",
+    ),
+    (
+        "backends = [{ address = \"10.0.0.1:81\", forward = \"l2\" }]",
+        "5:25: port 81 must be that of `listen`, 8080: `l2` forwards packets as they are; correct it, or use forward = \"http\"",
+    ),
+    (
+        "backends = [{ address = \"10.0.0.1:80\", forward = \"nat\" }]",
+        "5:50: `forward` must be \"http\", \"l2\", \"ipip\" or \"gue\", not `nat`",
+    ),
+    ("backends = [{ address = \"10.0.0.1:80\", weight = 0 }]", "5:49: `weight` must be from 1 to 100"),
     (
         "workers.memory_max = \"2GiB\"",
         "5:9: `memory_max` is not supported by this version of homing (0.1.0); remove the line",

@@ -1,0 +1,66 @@
+//! What of the configuration never changes while homing runs.
+
+use std::sync::Arc;
+
+use lb_common::abi::{SERVICE_HTTP_ONLY, SERVICE_REMOTE, SERVICE_SOCKETS, Service};
+use lb_common::maglev;
+
+use super::remotes;
+use super::state::AppSpec;
+use crate::config::{Affinity, App, Backend, Cookie, Forward};
+use crate::proxy::CookieKeys;
+
+/// Of one app.
+pub(super) struct Fixed {
+    pub(super) service: Service,
+    pub(super) cookie: Arc<Cookie>,
+    pub(super) name: Arc<str>,
+}
+
+pub(super) fn spec(app: &App) -> AppSpec {
+    AppSpec {
+        name: app.name.clone(),
+        min: app.workers.min,
+        max: app.workers.max,
+        start: app.timeouts.start,
+        drain: app.timeouts.drain,
+        ring_len: ring_len(app),
+        remotes: app.backends.iter().map(remotes::member).collect(),
+    }
+}
+
+fn ring_len(app: &App) -> u32 {
+    maglev::ring_len(app.workers.max + app.backends.len() as u32)
+}
+
+/// What of the app's services never changes while homing runs.
+fn flags(app: &App) -> u32 {
+    if app.affinity == Affinity::Cookie {
+        return SERVICE_HTTP_ONLY;
+    }
+    let is_direct = |backend: &Backend| backend.forward != Forward::Http;
+    match (app.backends.iter().any(is_direct), app.backends.iter().all(is_direct) && app.command.is_empty()) {
+        (true, true) => SERVICE_REMOTE,
+        (true, false) => SERVICE_REMOTE | SERVICE_SOCKETS,
+        (false, _) => 0,
+    }
+}
+
+pub(super) fn fix(number: usize, app: &App, keys: &CookieKeys) -> Fixed {
+    /// Bits of an address in its IPv4-mapped form before the IPv4 part.
+    const V4_OFFSET: u16 = 96;
+    Fixed {
+        service: Service {
+            seed: keys.derive(&format!("ring {}", app.name)),
+            app: number as u32,
+            ring_len: ring_len(app),
+            flags: flags(app),
+            v4_bits: V4_OFFSET + u16::from(app.client.ipv4),
+            v6_bits: u16::from(app.client.ipv6),
+            affinity_s: u32::try_from(app.timeouts.affinity.as_secs()).unwrap_or(u32::MAX),
+            reserved: 0,
+        },
+        cookie: Arc::new(app.cookie.clone()),
+        name: app.name.as_str().into(),
+    }
+}

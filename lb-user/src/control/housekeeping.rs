@@ -1,0 +1,85 @@
+//! What control looks at from time to time, because nobody tells it.
+
+use lb_common::abi::BackendId;
+use lb_common::affinity;
+
+use super::runner::Runner;
+use super::state::Phase;
+use super::{Event, state};
+
+impl Runner {
+    /// While every slot has its owner and the HTTP path holds no connection of an app of remote backends alone, XDP need
+    /// not look for sockets.
+    pub(super) fn look_at_sockets(&mut self) {
+        let before = self.sockets.clone();
+        for (app, state) in self.state.apps.iter().enumerate() {
+            let is_busy =
+                state.ring.iter().any(|slot| slot.current.is_none()) || self.proxy.connections(app as u32) > 0;
+            // Calm is believed the second time: a connection may be on its way to the proxy.
+            self.sockets[app] = is_busy || (self.sockets[app] && !self.calm[app]);
+            self.calm[app] = !is_busy;
+        }
+        if before != self.sockets
+            && let Err(error) = self.publish_services()
+        {
+            tracing::error!(%error, "the kernel did not take the services");
+        }
+    }
+
+    pub(super) fn look_at_draining(&mut self) {
+        let draining: Vec<BackendId> = self
+            .state
+            .apps
+            .iter()
+            .flat_map(|app| &app.workers)
+            .filter(|worker| matches!(worker.phase, Phase::Draining { .. }))
+            .map(|worker| worker.backend)
+            .collect();
+        for backend in draining {
+            if self.connections(backend) == 0 {
+                self.happen(Event::Idle { backend });
+            }
+        }
+    }
+
+    /// Slots whose previous owner is a remote host that lives: its open flows are known by what they send alone, so that
+    /// each of them gets the time of a binding to send something and be bound.
+    fn held_for_remotes(&self, app: usize) -> Vec<u32> {
+        let state = &self.state.apps[app];
+        if self.started.elapsed().saturating_sub(state.ring_since) >= self.config.apps[app].timeouts.affinity {
+            return Vec::new();
+        }
+        let is_live_remote =
+            |backend: BackendId| self.remotes.contains_key(&backend) && self.state.worker(backend).is_some();
+        (0..).zip(state.ring.iter()).filter(|(_, slot)| is_live_remote(slot.previous)).map(|(index, _)| index).collect()
+    }
+
+    pub(super) fn look_at_transitions(&mut self) {
+        let in_transition = |app: &state::App| app.ring.iter().any(|slot| !slot.previous.is_none());
+        let apps: Vec<usize> = (0..self.state.apps.len()).filter(|&app| in_transition(&self.state.apps[app])).collect();
+        if apps.is_empty() {
+            return;
+        }
+        let bindings = self.bindings.all();
+        let now_s = self.bindings.now_s();
+        for app in apps {
+            let service = &self.fixed[app].service;
+            let ring = &self.state.apps[app].ring;
+            let mut held: Vec<u32> = bindings
+                .iter()
+                .filter(|(key, binding)| {
+                    key.app as usize == app
+                        && self.state.worker(binding.backend).is_some()
+                        && affinity::is_fresh(service, binding, now_s)
+                })
+                .map(|(key, binding)| (affinity::slot_of(service, key.client), binding.backend))
+                .filter(|&(slot, backend)| ring[slot as usize].current != backend)
+                .map(|(slot, _)| slot)
+                .collect();
+            held.extend(self.held_for_remotes(app));
+            held.sort_unstable();
+            held.dedup();
+            self.happen(Event::Settled { app, held });
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What one run of homing leaves to the next: saved after every change, adopted at start.
+
+use lb_common::abi::BackendId;
+
+use super::Event;
+use super::persist::{Saved, SavedRemote};
+use super::runner::Runner;
+
+impl Runner {
+    /// Takes over the workers, rings and ids that an earlier run left.
+    pub(super) fn adopt(&mut self) {
+        let saved = Saved::read(&self.config.homing.state_dir);
+        self.state.resume_after(saved.last_ids.iter().map(|&id| BackendId(id)));
+        for (number, app) in self.state.apps.iter_mut().enumerate() {
+            let same_app = saved.apps.get(number) == Some(&app.spec.name);
+            let ring = self.kernel.datapath().and_then(|datapath| datapath.ring(number as u32));
+            if let (true, Some(ring)) = (same_app, ring)
+                && ring.len() == app.ring.len()
+            {
+                app.ring = ring.into();
+            }
+        }
+        let mut adopted = Vec::new();
+        for worker in &saved.workers {
+            let app = self.config.apps.iter().position(|app| app.name == worker.app && app.command == worker.command);
+            let wanted = app.filter(|&app| worker.number < self.config.apps[app].workers.max);
+            let backend = BackendId(worker.backend);
+            match self.launcher.adopt(worker, backend, wanted.is_some()) {
+                Some(running) => {
+                    tracing::info!(app = %worker.app, worker = worker.number, pid = worker.pid, "adopted a worker");
+                    self.running.insert(backend, running);
+                    adopted.push(backend);
+                    let app = wanted.expect("only wanted workers are adopted");
+                    self.happen(Event::Adopted { app, number: worker.number, backend });
+                }
+                None => tracing::info!(app = %worker.app, worker = worker.number, "a worker of the last run is gone"),
+            }
+        }
+        for remote in &saved.remotes {
+            let place = self.config.apps.iter().enumerate().find_map(|(app, config)| {
+                let at = config.backends.iter().position(|backend| backend.address == remote.address)?;
+                (config.name == remote.app).then_some((app, config.workers.max + at as u32))
+            });
+            if let Some((app, number)) = place {
+                let backend = BackendId(remote.backend);
+                adopted.push(backend);
+                self.happen(Event::Adopted { app, number, backend });
+            }
+        }
+        self.table("forget the last run's workers", |datapath| datapath.retire_others(&adopted));
+    }
+
+    pub(super) fn save(&self) {
+        let workers = self
+            .state
+            .apps
+            .iter()
+            .zip(&self.config.apps)
+            .flat_map(|(app, config)| app.workers.iter().map(move |worker| (worker, config)))
+            .filter_map(|(worker, config)| {
+                Some(self.running.get(&worker.backend)?.saved(config, worker.number, worker.backend))
+            })
+            .collect();
+        let remotes = self
+            .state
+            .apps
+            .iter()
+            .flat_map(|app| app.workers.iter().map(move |worker| (app, worker)))
+            .filter_map(|(app, worker)| {
+                let address = self.remotes.get(&worker.backend)?.address;
+                Some(SavedRemote { app: app.spec.name.clone(), address, backend: worker.backend.0 })
+            })
+            .collect();
+        let apps = self.config.apps.iter().map(|app| app.name.clone()).collect();
+        let saved = Saved::new(&self.state.last_ids(), apps, workers, remotes);
+        if let Err(error) = saved.write(&self.config.homing.state_dir) {
+            tracing::error!(%error, "the state could not be saved; workers will not be adopted if homing ends now");
+        }
+    }
+}

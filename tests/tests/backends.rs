@@ -1,0 +1,220 @@
+//! Remote backends on a switch of their own, reached by link address, answering their clients directly. Needs root.
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+
+use homing_tests::instance::{Homing, binary, wait_for, workers};
+use homing_tests::network::{Lan, Namespace, SERVICE_V4, backend_v4, client_v4};
+use homing_tests::session::{Client, Session};
+
+const CLIENTS: u8 = 16;
+const PORT: u16 = 8080;
+
+/// A demo worker on a backend's machine, which has the service address too.
+struct Backend(Child);
+
+impl Backend {
+    fn start(namespace: &Namespace, number: u8) -> Self {
+        let setup = Command::new("nsenter")
+            .arg(&namespace.wrapper()[1])
+            .arg(binary())
+            .args(["backend-setup", "l2", &SERVICE_V4.to_string(), "--apply"])
+            .output()
+            .expect("homing can be run");
+        assert!(setup.status.success(), "{}", String::from_utf8_lossy(&setup.stderr));
+        let child = Command::new("nsenter")
+            .arg(&namespace.wrapper()[1])
+            .arg(binary())
+            .args(["demo-worker", "--port", &PORT.to_string(), "--host", "0.0.0.0"])
+            .env("HOMING_WORKER", format!("host {number}"))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("homing can be run");
+        Self(child)
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// homing, its backends and their clients.
+struct Site {
+    // In this order: processes end before their namespaces.
+    homing: Homing,
+    hosts: Vec<Backend>,
+    lan: Lan,
+}
+
+impl Site {
+    /// `more`: further lines of the app; `settings`: of `[homing]`.
+    fn start(settings: &str, more: &str) -> Self {
+        let lan = Lan::new(CLIENTS);
+        let hosts: Vec<Backend> =
+            (0..).zip(&lan.backends).map(|(number, namespace)| Backend::start(namespace, number)).collect();
+        let backends: Vec<String> = (0..2)
+            .map(|number| format!("{{ address = \"{}:{PORT}\", forward = \"l2\" }}", backend_v4(number)))
+            .collect();
+        let app = format!(
+            "[[app]]\nname = \"demo\"\nlisten = [\"{SERVICE_V4}:{PORT}\"]\naffinity = \"ip\"\nbackends = [{}]\n\
+             health.path = \"/health\"\n{more}\n",
+            backends.join(", ")
+        );
+        let wrapper = lan.homing.wrapper();
+        let homing = Homing::start_under(&wrapper.each_ref().map(String::as_str), settings, &app);
+        let site = Self { homing, hosts, lan };
+        site.homing.wait_until("both backends answer", |status| {
+            workers(status, 0).iter().filter(|w| w["address"].is_string() && w["state"] == "ready").count() >= 2
+        });
+        site
+    }
+
+    fn client(&self, number: u8) -> Client<'_> {
+        client(&self.lan, number)
+    }
+}
+
+fn client(lan: &Lan, number: u8) -> Client<'_> {
+    Client { namespace: Some(&lan.clients), from: client_v4(number), target: SocketAddr::from((SERVICE_V4, PORT)) }
+}
+
+fn assert_kept(session: &mut Session<'_>) {
+    assert!(session.is_alive(), "the WebSocket of {:?} broke", session.hello);
+    let answer = session.check().expect("the service answers");
+    assert_eq!(answer.status, 200, "a new connection of {:?} reached another process: {answer:?}", session.hello);
+}
+
+/// How many of these sessions each host has.
+fn spread(sessions: &[Session<'_>]) -> [usize; 2] {
+    [0, 1].map(|host| sessions.iter().filter(|session| session.hello.worker == format!("host {host}")).count())
+}
+
+#[test]
+fn clients_keep_their_remote_backend_and_are_answered_directly() {
+    let site = Site::start("", "");
+    let mut sessions: Vec<_> = (1..=CLIENTS).map(|number| site.client(number).open()).collect();
+    for (number, session) in (1..).zip(&mut sessions) {
+        assert_eq!(session.hello.peer.ip(), client_v4(number), "the host sees the client itself");
+        assert!(!session.hello.forwarded);
+        for _ in 0..5 {
+            assert_kept(session);
+        }
+    }
+    let [first, second] = spread(&sessions);
+    assert!(first > 0 && second > 0 && first + second == usize::from(CLIENTS), "{first} and {second}");
+    let status = site.homing.status();
+    assert_eq!(status["counters"]["http_requests"], 0, "no request passed through homing");
+    assert!(status["counters"]["xdp_forwarded_l2"].as_u64() > Some(500), "{status:#}");
+    let trace = site.homing.trace("demo", &client_v4(1).to_string());
+    assert_eq!(trace["path"], "kernel", "{trace:#}");
+}
+
+#[test]
+fn a_drain_of_a_remote_backend_keeps_its_clients_and_their_open_connections() {
+    let site = Site::start("", "");
+    let mut residents: Vec<_> = (1..=8).map(|number| site.client(number).open()).collect();
+    assert!(site.homing.ask(&["drain", "demo/0"]).status.success());
+    // Named for what went wrong elsewhere: a new connection of the same client must not pull its open one along.
+    residents.iter_mut().for_each(assert_kept);
+    let newcomers: Vec<_> = (9..=CLIENTS).map(|number| site.client(number).open()).collect();
+    assert_eq!(spread(&newcomers), [0, 8], "new clients go to the other");
+    residents.iter_mut().for_each(assert_kept);
+    assert!(site.homing.ask(&["undrain", "demo/0"]).status.success());
+    residents.iter_mut().for_each(assert_kept);
+    for mut newcomer in newcomers {
+        assert_kept(&mut newcomer);
+    }
+}
+
+#[test]
+fn clients_of_a_host_that_falls_silent_reach_the_other_and_the_others_notice_nothing() {
+    let mut site = Site::start("", "");
+    let sessions: Vec<_> = (1..=CLIENTS).map(|number| client(&site.lan, number).open()).collect();
+    let (lost, mut kept): (Vec<_>, Vec<_>) = sessions.into_iter().partition(|session| session.hello.worker == "host 0");
+    site.hosts.remove(0);
+    site.homing.wait_until("the host is given up", |status| workers(status, 0)[0]["state"] == "backoff");
+    for session in lost {
+        assert_eq!(session.check().expect("another host answers").status, 404);
+    }
+    kept.iter_mut().for_each(assert_kept);
+}
+
+#[test]
+fn killing_homing_changes_nothing_for_clients_of_remote_backends() {
+    let mut site = Site::start("", "");
+    let Site { homing, lan, .. } = &mut site;
+    let mut sessions: Vec<_> = (1..=CLIENTS).map(|number| client(lan, number).open()).collect();
+    homing.kill();
+    sessions.iter_mut().for_each(assert_kept);
+    homing.start_again();
+    sessions.iter_mut().for_each(assert_kept);
+    homing.wait_until("both backends answer", |status| {
+        workers(status, 0).iter().filter(|worker| worker["state"] == "ready").count() == 2
+    });
+    sessions.iter_mut().for_each(assert_kept);
+}
+
+#[test]
+fn local_workers_and_remote_hosts_serve_behind_one_address() {
+    let more = format!(
+        "command = [{:?}, \"demo-worker\", \"--port\", \"{{port}}\"]\n[app.workers]\nmin = 1\nmax = 1\n",
+        binary()
+    );
+    let site = Site::start("", &more);
+    site.homing.wait_for_workers(0, 3);
+    let mut sessions: Vec<_> = (1..=CLIENTS).map(|number| site.client(number).open()).collect();
+    let [first, second] = spread(&sessions);
+    let here = sessions.iter().filter(|session| session.hello.worker == "demo/0").count();
+    assert!(first > 0 && second > 0 && here > 0, "{first}, {second} and {here} here");
+    sessions.iter_mut().for_each(assert_kept);
+    // The local worker's clients go on while its slots are a remote host's.
+    assert!(site.homing.ask(&["drain", "demo/0"]).status.success());
+    sessions.iter_mut().for_each(assert_kept);
+    assert_eq!(site.homing.status()["counters"]["http_requests"], 0);
+}
+
+#[test]
+fn without_the_kernel_path_the_http_path_reaches_the_same_hosts() {
+    let site = Site::start("kernel_path = \"off\"", "");
+    let mut sessions: Vec<_> = (1..=CLIENTS).map(|number| site.client(number).open()).collect();
+    assert!(sessions.iter().all(|session| session.hello.forwarded));
+    let [first, second] = spread(&sessions);
+    assert!(first > 0 && second > 0, "{first} and {second}");
+    sessions.iter_mut().for_each(assert_kept);
+}
+
+#[test]
+fn a_connection_held_by_the_http_path_outlives_the_first_hosts_arrival() {
+    let mut site = Site::start("", "");
+    site.hosts.clear();
+    site.homing.wait_until("both hosts are given up", |status| {
+        workers(status, 0).iter().all(|worker| worker["state"] == "backoff")
+    });
+    let waiting = site.client(1).get("/health").expect("the HTTP path answers");
+    assert_eq!(waiting.status, 503, "{waiting:?}");
+    // A connection to the HTTP path, kept open while a host comes back.
+    let mut kept = site.client(2).connect().expect("homing's own listener takes it");
+    site.hosts.push(Backend::restart(&site.lan.backends[1], 1));
+    site.homing.wait_until("a host is back", |status| workers(status, 0)[1]["state"] == "ready");
+    let answer = homing_tests::session::get_on(&mut kept, "/health").expect("the connection lives");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    drop(kept);
+    wait_for("new connections go by the kernel path", || (!site.client(2).open().hello.forwarded).then_some(()));
+}
+
+impl Backend {
+    /// The machine is set up already.
+    fn restart(namespace: &Namespace, number: u8) -> Self {
+        let undo = Command::new("nsenter")
+            .arg(&namespace.wrapper()[1])
+            .arg(binary())
+            .args(["backend-setup", "l2", &SERVICE_V4.to_string(), "--undo", "--apply"])
+            .output()
+            .expect("homing can be run");
+        assert!(undo.status.success(), "{}", String::from_utf8_lossy(&undo.stderr));
+        Self::start(namespace, number)
+    }
+}
