@@ -5,7 +5,7 @@
 use crate::addr::Addr;
 
 /// Checked before pinned maps are reused; pins of another version are refused, never reinterpreted.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Bits of a [`BackendId`] that say which backend; the rest is its generation.
 const INDEX_BITS: u32 = 12;
@@ -88,6 +88,8 @@ pub const SERVICE_REMOTE: u32 = 2;
 /// Sockets of this machine may hold connections of a [`SERVICE_REMOTE`] service (local workers, or the HTTP path): an
 /// established packet is theirs before it is a remote backend's.
 pub const SERVICE_SOCKETS: u32 = 4;
+/// Clients with more connections than one person makes go to the HTTP path (affinity `auto`).
+pub const SERVICE_AUTO: u32 = 8;
 
 /// A service: what `choose` needs to know of the app behind it.
 #[repr(C)]
@@ -107,7 +109,8 @@ pub struct Service {
     pub v6_bits: u16,
     /// Seconds after which a binding without connections is forgotten.
     pub affinity_s: u32,
-    pub reserved: u32,
+    /// Open connections of one client beyond which it is promoted, with [`SERVICE_AUTO`].
+    pub promote_above: u32,
 }
 
 /// One slot of a ring.
@@ -138,6 +141,18 @@ pub struct Binding {
     /// Open kernel-path connections of the client to that backend.
     pub connections: u32,
     /// When a connection last opened or closed: seconds of CLOCK_MONOTONIC (coarse).
+    pub seen_s: u32,
+    pub reserved: u32,
+}
+
+/// Clients that are promoted at once, over all apps; those beyond stay on the kernel path.
+pub const PROMOTED_MAX: u32 = 65_536;
+
+/// A client whose users are told apart by cookie, on the HTTP path.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Promotion {
+    /// When it was promoted or one of its users was last seen: seconds of CLOCK_MONOTONIC (coarse).
     pub seen_s: u32,
     pub reserved: u32,
 }
@@ -301,6 +316,8 @@ counters! {
     LookupBound = "lookup_bound",
     /// sk_lookup: left to the HTTP path because the app keeps affinity by cookie.
     LookupHttpOnly = "lookup_http_only",
+    /// sk_lookup: left to the HTTP path because the client is promoted: its users are told apart by cookie.
+    LookupPromoted = "lookup_promoted",
     /// sk_lookup: left to the HTTP path because the app has no worker yet.
     LookupNoWorker = "lookup_no_worker",
     /// sk_lookup: left to the HTTP path because the chosen worker has no live socket of that address family.
@@ -317,6 +334,10 @@ counters! {
     BindingLimited = "binding_limited",
     /// A binding could not be written.
     BindingFailed = "binding_failed",
+    /// A client was promoted to the HTTP path: it has more connections than one person makes.
+    Promoted = "promoted",
+    /// A client could not be promoted: too many are.
+    PromotionFailed = "promotion_failed",
 }
 
 #[cfg(test)]
@@ -337,6 +358,7 @@ mod tests {
         assert_eq!(size_of::<Slot>(), 8);
         assert_eq!(size_of::<BindingKey>(), 16 + 8);
         assert_eq!(size_of::<Binding>(), 16);
+        assert_eq!(size_of::<Promotion>(), 8);
         assert_eq!(size_of::<Live>(), 16);
         assert_eq!(size_of::<SocketKey>(), 8);
         assert_eq!(size_of::<Owner>(), 8 + 24);

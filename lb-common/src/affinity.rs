@@ -1,6 +1,6 @@
 //! `choose`: which backend a client's new connection goes to, and which rule said so.
 
-use crate::abi::{BackendId, Binding, BindingKey, SERVICE_HTTP_ONLY, Service, Slot};
+use crate::abi::{BackendId, Binding, BindingKey, SERVICE_AUTO, SERVICE_HTTP_ONLY, Service, Slot};
 use crate::addr::Addr;
 use crate::hash;
 
@@ -18,6 +18,10 @@ pub trait Tables {
     fn opening(&self, _key: &BindingKey) -> BackendId {
         BackendId::NONE
     }
+    /// Whether the client's users are told apart by cookie. Asked only with [`SERVICE_AUTO`].
+    fn is_promoted(&self, _key: &BindingKey) -> bool {
+        false
+    }
 }
 
 /// Where a connection goes.
@@ -29,6 +33,8 @@ pub enum Choice {
     Bound(BackendId),
     /// The HTTP path decides: affinity is by cookie.
     HttpOnly,
+    /// The HTTP path decides: the client is promoted.
+    Promoted,
     /// The HTTP path holds the request: no worker owns the slot.
     NoWorker,
 }
@@ -38,7 +44,7 @@ impl Choice {
     pub const fn backend(self) -> Option<BackendId> {
         match self {
             Self::Ring(backend) | Self::Bound(backend) => Some(backend),
-            Self::HttpOnly | Self::NoWorker => None,
+            Self::HttpOnly | Self::Promoted | Self::NoWorker => None,
         }
     }
 }
@@ -77,17 +83,19 @@ pub fn choose<T: Tables>(tables: &T, service: &Service, address: Addr) -> Choice
         return Choice::HttpOnly;
     }
     let client = client_of(service, address);
+    let key = BindingKey { client, app: service.app, reserved: 0 };
+    if service.flags & SERVICE_AUTO != 0 && tables.is_promoted(&key) {
+        return Choice::Promoted;
+    }
     let Some(slot) = tables.slot(service.app, slot_of(service, client)) else {
         return Choice::NoWorker;
     };
-    if !slot.previous.is_none() {
-        let key = BindingKey { client, app: service.app, reserved: 0 };
-        if let Some(binding) = tables.binding(&key)
-            && tables.is_live(binding.backend)
-            && is_fresh(service, &binding, tables.now_s())
-        {
-            return Choice::Bound(binding.backend);
-        }
+    if !slot.previous.is_none()
+        && let Some(binding) = tables.binding(&key)
+        && tables.is_live(binding.backend)
+        && is_fresh(service, &binding, tables.now_s())
+    {
+        return Choice::Bound(binding.backend);
     }
     if slot.current.is_none() {
         return Choice::NoWorker;

@@ -95,6 +95,10 @@ fn deliver(ctx: &SkLookupContext) -> Option<()> {
             maps::count(Counter::LookupHttpOnly);
             return None;
         }
+        Choice::Promoted => {
+            maps::count(Counter::LookupPromoted);
+            return None;
+        }
         Choice::NoWorker => {
             maps::count(Counter::LookupNoWorker);
             return None;

@@ -9,8 +9,8 @@ use aya_ebpf::macros::btf_map;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use lb_common::abi::{
     APPS_MAX, BINDINGS_MAX, BINDINGS_PER_SECOND, Backend, BackendId, Binding, BindingKey, Budget, Counter,
-    FRAGMENTS_MAX, FragmentKey, Live, MAX_BACKENDS, OPENING_MAX, Owner, Route, SERVICES_MAX, Service, ServiceKey, Slot,
-    SocketKey,
+    FRAGMENTS_MAX, FragmentKey, Live, MAX_BACKENDS, OPENING_MAX, Owner, PROMOTED_MAX, Promotion, Route, SERVICES_MAX,
+    Service, ServiceKey, Slot, SocketKey,
 };
 use lb_common::addr::Addr;
 use lb_common::affinity::Tables;
@@ -55,6 +55,10 @@ pub static BINDINGS: LruHashMap<BindingKey, Binding, { BINDINGS_MAX as usize }> 
 /// What XDP has written into BINDINGS this second, per CPU.
 #[btf_map]
 pub static BUDGET: PerCpuArray<Budget, 1> = PerCpuArray::new();
+
+/// Client of an app → its promotion to the HTTP path. No LRU: who is in it has users with cookies.
+#[btf_map]
+pub static PROMOTED: HashMap<BindingKey, Promotion, { PROMOTED_MAX as usize }> = HashMap::new();
 
 /// Backend → its connections. User space makes and removes the entries.
 #[btf_map]
@@ -165,6 +169,11 @@ impl Tables for KernelTables {
     fn opening(&self, key: &BindingKey) -> BackendId {
         // SAFETY: a slot reused under us is another client's whole id, for one packet.
         unsafe { OPENING.get(key) }.copied().unwrap_or(BackendId::NONE)
+    }
+
+    #[inline(always)]
+    fn is_promoted(&self, key: &BindingKey) -> bool {
+        PROMOTED.get_ptr(key).is_some()
     }
 }
 

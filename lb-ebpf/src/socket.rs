@@ -6,11 +6,13 @@ use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::programs::{BtfTracePointContext, SkLookupContext};
 use core::ptr::null_mut;
-use lb_common::abi::{Binding, BindingKey, Counter, FAMILY_V4, FAMILY_V6, Owner, PROTO_TCP};
+use lb_common::abi::{
+    Binding, BindingKey, Counter, FAMILY_V4, FAMILY_V6, Owner, PROTO_TCP, Promotion, SERVICE_AUTO, Service,
+};
 use lb_common::addr::Addr;
 use lb_common::affinity;
 
-use crate::maps::{self, BINDINGS, LIVE, OWNERS};
+use crate::maps::{self, BINDINGS, LIVE, OWNERS, PROMOTED};
 
 /// A new connection as sk_lookup is asked about it.
 pub struct Lookup {
@@ -99,9 +101,12 @@ pub fn state_changed(ctx: &BtfTracePointContext) -> Option<()> {
     let owner = unsafe { &mut *owner };
     // Otherwise it is the listening socket itself, or a connection that never was established.
     if opened && owner.counted == 0 {
-        owner.client = client(sk)?;
+        let (service, client) = client(sk)?;
+        owner.client = client;
         owner.counted = 1;
-        established(owner);
+        if established(owner) > service.promote_above && service.flags & SERVICE_AUTO != 0 {
+            promote(&owner.client);
+        }
     } else if !opened && owner.counted == 1 {
         closed(owner);
     }
@@ -110,7 +115,7 @@ pub fn state_changed(ctx: &BtfTracePointContext) -> Option<()> {
 
 /// Whose connection it is. `None`: one to the worker's own port, such as the HTTP path's, is no client's.
 #[inline(always)]
-fn client(sk: *const SockCommon) -> Option<BindingKey> {
+fn client(sk: *const SockCommon) -> Option<(Service, BindingKey)> {
     // SAFETY: the helper copes with any address.
     let sock = unsafe { bpf_probe_read_kernel(sk) }.ok()?;
     let (local, remote) = if sock.family as u32 == FAMILY_V4 {
@@ -119,11 +124,13 @@ fn client(sk: *const SockCommon) -> Option<BindingKey> {
         (v6(sock.v6_rcv_saddr), v6(sock.v6_daddr))
     };
     let service = maps::service(local, sock.num, PROTO_TCP)?;
-    Some(BindingKey { client: affinity::client_of(&service, remote), app: service.app, reserved: 0 })
+    let key = BindingKey { client: affinity::client_of(&service, remote), app: service.app, reserved: 0 };
+    Some((service, key))
 }
 
+/// How many connections the client has now.
 #[inline(always)]
-fn established(owner: &Owner) {
+fn established(owner: &Owner) -> u32 {
     let backend = owner.backend;
     maps::count(Counter::Established);
     if let Some(live) = LIVE.get_ptr_mut(backend) {
@@ -141,7 +148,7 @@ fn established(owner: &Owner) {
                 if (*binding).backend == backend {
                     maps::add32(&raw mut (*binding).connections, 1);
                     (*binding).seen_s = seen_s;
-                    return;
+                    return (*binding).connections;
                 }
             }
             Counter::BindingMoved
@@ -150,6 +157,18 @@ fn established(owner: &Owner) {
     };
     let binding = Binding { backend, connections: 1, seen_s, reserved: 0 };
     maps::count(if BINDINGS.insert(owner.client, binding, 0).is_ok() { counter } else { Counter::BindingFailed });
+    1
+}
+
+/// From its next connection on the HTTP path serves the client; those that are open stay.
+#[inline(always)]
+fn promote(client: &BindingKey) {
+    if PROMOTED.get_ptr(client).is_some() {
+        return;
+    }
+    let promotion = Promotion { seen_s: maps::traced_now_s(), reserved: 0 };
+    let is_written = PROMOTED.insert(*client, promotion, 0).is_ok();
+    maps::count(if is_written { Counter::Promoted } else { Counter::PromotionFailed });
 }
 
 #[inline(always)]

@@ -1,11 +1,12 @@
-//! Client → backend bindings in plain memory, for when the kernel path is off and no BPF map holds them.
+//! Client → backend bindings, and promotions, in plain memory, for when the kernel path is off and no BPF map holds them.
 //!
 //! Nothing here judges a binding; `lb_common::affinity` does, over whichever table is in use.
 
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use lb_common::abi::{BackendId, Binding, BindingKey};
+use lb_common::abi::{BackendId, Binding, BindingKey, PROMOTED_MAX, Promotion};
 use lru::LruCache;
 
 use crate::routing::Bindings;
@@ -22,6 +23,7 @@ pub fn monotonic_s() -> u32 {
 pub struct MemoryBindings {
     table: Mutex<LruCache<BindingKey, Binding>>,
     entries_max: NonZeroUsize,
+    promoted: Mutex<HashMap<BindingKey, Promotion>>,
 }
 
 impl MemoryBindings {
@@ -31,7 +33,7 @@ impl MemoryBindings {
 
     fn with_room_for(entries_max: NonZeroUsize) -> Self {
         // Unbounded for the crate, bounded in `bind`: a bounded cache would allocate its whole table at once.
-        Self { table: Mutex::new(LruCache::unbounded()), entries_max }
+        Self { table: Mutex::new(LruCache::unbounded()), entries_max, promoted: Mutex::default() }
     }
 
     pub fn len(&self) -> usize {
@@ -45,6 +47,10 @@ impl MemoryBindings {
     fn table(&self) -> MutexGuard<'_, LruCache<BindingKey, Binding>> {
         // A panic between two map operations cannot leave half a binding.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn promoted(&self) -> MutexGuard<'_, HashMap<BindingKey, Promotion>> {
+        self.promoted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -70,6 +76,25 @@ impl Bindings for MemoryBindings {
 
     fn all(&self) -> Vec<(BindingKey, Binding)> {
         self.table().iter().map(|(key, binding)| (*key, *binding)).collect()
+    }
+
+    fn promotion(&self, key: &BindingKey) -> Option<Promotion> {
+        self.promoted().get(key).copied()
+    }
+
+    fn promote(&self, key: &BindingKey) {
+        let mut promoted = self.promoted();
+        if promoted.len() < PROMOTED_MAX as usize || promoted.contains_key(key) {
+            promoted.insert(*key, Promotion { seen_s: monotonic_s(), reserved: 0 });
+        }
+    }
+
+    fn demote(&self, key: &BindingKey) {
+        self.promoted().remove(key);
+    }
+
+    fn promotions(&self) -> Vec<(BindingKey, Promotion)> {
+        self.promoted().iter().map(|(key, promotion)| (*key, *promotion)).collect()
     }
 
     fn now_s(&self) -> u32 {

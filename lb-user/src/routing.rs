@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
 
-use lb_common::abi::{BackendId, Binding, BindingKey, Service, Slot};
+use lb_common::abi::{BackendId, Binding, BindingKey, Promotion, Service, Slot};
 use lb_common::addr::Addr;
 use lb_common::affinity::{self, Choice, Tables};
 use tokio::sync::{mpsc, watch};
@@ -64,14 +64,24 @@ pub struct Load {
     pub requests: AtomicU64,
 }
 
-/// Client → backend bindings of address affinity, wherever they are kept (BPF map, or memory without one).
+/// Client → backend bindings of address affinity, and which clients are promoted, wherever they are kept (BPF maps, or
+/// memory without these).
 pub trait Bindings: Send + Sync {
     fn get(&self, key: &BindingKey) -> Option<Binding>;
     /// Binds the client to `backend`, or refreshes the binding. Cheap enough to call once a request.
     fn bind(&self, key: &BindingKey, backend: BackendId);
     /// All bindings, in no order; those written meanwhile may be missing.
     fn all(&self) -> Vec<(BindingKey, Binding)>;
-    /// Seconds of CLOCK_MONOTONIC, as bindings are stamped.
+    /// The client's promotion, if its users are told apart by cookie.
+    fn promotion(&self, key: &BindingKey) -> Option<Promotion>;
+    /// Promotes the client, or says that one of its users was seen. Past [`lb_common::abi::PROMOTED_MAX`] clients
+    /// nothing happens.
+    fn promote(&self, key: &BindingKey);
+    /// Ends the client's promotion.
+    fn demote(&self, key: &BindingKey);
+    /// All promotions, in no order; those written meanwhile may be missing.
+    fn promotions(&self) -> Vec<(BindingKey, Promotion)>;
+    /// Seconds of CLOCK_MONOTONIC, as all of these are stamped.
     fn now_s(&self) -> u32;
 }
 

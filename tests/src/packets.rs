@@ -8,7 +8,7 @@ use lb_common::parse::{Fragment, FragmentId, Frame, Segment, TCP_ACK, TCP_RST, T
 pub const PORT: u16 = 8080;
 pub const V4: [u8; 4] = [10, 9, 0, 1];
 pub const V6: [u8; 16] = [0xfd, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-const CLIENT_V4: [u8; 4] = [10, 9, 0, 7];
+pub const CLIENT_V4: [u8; 4] = [10, 9, 0, 7];
 const CLIENT_V6: [u8; 16] = [0xfd, 0, 0, 9, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 9];
 const CLIENT_PORT: u16 = 40_000;
 

@@ -5,7 +5,7 @@ use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use homing::datapath::{OBJECT, pod::Wire};
 use homing_tests::packets::{self, Fixture};
-use lb_common::abi::{BackendId, Counter, Service, ServiceKey, Slot};
+use lb_common::abi::{BackendId, BindingKey, Counter, Promotion, SERVICE_AUTO, Service, ServiceKey, Slot};
 use lb_common::addr::Addr;
 use lb_common::parse;
 
@@ -22,15 +22,10 @@ struct Kernel {
 impl Kernel {
     /// The fixtures' service on both families, with one worker that owns the whole ring.
     fn load() -> Self {
-        let mut ebpf = EbpfLoader::new().load(OBJECT).expect("the kernel accepts the maps");
-        let mut services: HashMap<_, Wire<ServiceKey>, Wire<Service>> =
-            ebpf.map_mut("SERVICES").expect("a map").try_into().expect("its type");
-        let service = Service { ring_len: RING_LEN, v4_bits: 128, v6_bits: 64, affinity_s: 60, ..Service::default() };
-        for address in [Addr::v4(packets::V4), Addr::v6(packets::V6)] {
-            services.insert(Wire(ServiceKey::tcp(address, packets::PORT)), Wire(service), 0).expect("room");
-        }
+        let ebpf = EbpfLoader::new().load(OBJECT).expect("the kernel accepts the maps");
         let worker = Slot { current: BackendId::new(0, 1), previous: BackendId::NONE };
         let mut kernel = Self { ebpf };
+        kernel.set_service(service());
         kernel.set_ring(worker);
         let program: &mut Xdp = kernel.program();
         program.load().expect("the verifier accepts the program");
@@ -39,6 +34,14 @@ impl Kernel {
 
     fn program(&mut self) -> &mut Xdp {
         self.ebpf.program_mut("homing_xdp").expect("a program").try_into().expect("its type")
+    }
+
+    fn set_service(&mut self, service: Service) {
+        let mut services: HashMap<_, Wire<ServiceKey>, Wire<Service>> =
+            self.ebpf.map_mut("SERVICES").expect("a map").try_into().expect("its type");
+        for address in [Addr::v4(packets::V4), Addr::v6(packets::V6)] {
+            services.insert(Wire(ServiceKey::tcp(address, packets::PORT)), Wire(service), 0).expect("room");
+        }
     }
 
     fn set_ring(&mut self, slot: Slot) {
@@ -74,6 +77,10 @@ impl Kernel {
     }
 }
 
+fn service() -> Service {
+    Service { ring_len: RING_LEN, v4_bits: 128, v6_bits: 64, affinity_s: 60, ..Service::default() }
+}
+
 #[test]
 fn every_fixture_is_read_alike_in_user_space_and_in_the_kernel() {
     let fixtures = packets::fixtures();
@@ -94,6 +101,24 @@ fn a_syn_goes_to_the_http_path_while_no_worker_owns_the_slot() {
     kernel.set_ring(Slot::default());
     let syn = packets::fixtures().into_iter().find(|f| f.counter == Counter::XdpSynWorker).expect("a SYN");
     assert_eq!(kernel.run(&syn.bytes).2, [Counter::XdpSynHttp.name()]);
+}
+
+#[test]
+fn a_syn_of_a_promoted_client_goes_to_the_http_path_and_its_open_connections_stay() {
+    let mut kernel = Kernel::load();
+    kernel.set_service(Service { flags: SERVICE_AUTO, ..service() });
+    let fixture = |name: &str| packets::fixtures().into_iter().find(|f| f.name == name).expect("a fixture").bytes;
+    let (syn, ack) = (fixture("IPv4: SYN goes to the ring's worker"), fixture("IPv4: ACK is established"));
+    assert_eq!(kernel.run(&syn).2, [Counter::XdpSynWorker.name()]);
+    let mut promoted: HashMap<_, Wire<BindingKey>, Wire<Promotion>> =
+        kernel.ebpf.map_mut("PROMOTED").expect("a map").try_into().expect("its type");
+    let key = BindingKey { client: Addr::v4(packets::CLIENT_V4), app: 0, reserved: 0 };
+    promoted.insert(Wire(key), Wire(Promotion::default()), 0).expect("room");
+    assert_eq!(kernel.run(&syn).2, [Counter::XdpSynHttp.name()]);
+    assert_eq!(kernel.run(&ack).2, [Counter::XdpEstablished.name()]);
+    assert_eq!(kernel.run(&fixture("IPv6: SYN goes to the ring's worker")).2, [Counter::XdpSynWorker.name()]);
+    kernel.set_service(service());
+    assert_eq!(kernel.run(&syn).2, [Counter::XdpSynWorker.name()], "without affinity auto nobody asks");
 }
 
 #[test]

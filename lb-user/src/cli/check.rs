@@ -31,6 +31,7 @@ fn render(path: &Path, config: &Config, missing: Option<&str>) -> String {
         let _ = writeln!(out, "\n{}  {}", app.name, listen.join(" "));
         let _ = writeln!(out, "  path      {path}");
         let _ = writeln!(out, "  why       {why}");
+        let _ = writeln!(out, "  crowds    {}", crowds(app));
         if !app.command.is_empty() {
             let _ = writeln!(out, "  workers   {}", workers(app));
             let _ = writeln!(out, "  command   {}", app.command.join(" "));
@@ -53,19 +54,36 @@ fn render(path: &Path, config: &Config, missing: Option<&str>) -> String {
 fn path_of(app: &App, kernel_path: KernelPath, missing: Option<&str>) -> (&'static str, String) {
     match (app.affinity, kernel_path, missing) {
         (Affinity::Cookie, _, _) => ("http", "affinity = \"cookie\": only the HTTP path reads cookies".to_owned()),
-        (Affinity::Ip, KernelPath::Off, _) => ("http", "kernel_path = \"off\"".to_owned()),
-        (Affinity::Ip, KernelPath::Required, Some(missing)) => {
+        (_, KernelPath::Off, _) => ("http", "kernel_path = \"off\"".to_owned()),
+        (_, KernelPath::Required, Some(missing)) => {
             ("none", format!("kernel_path = \"required\", and this run would be refused: {missing}"))
         }
-        (Affinity::Ip, KernelPath::Preferred, Some(missing)) => ("http", format!("no kernel path here: {missing}")),
-        (Affinity::Ip, _, None) => by_backends(app),
+        (_, KernelPath::Preferred, Some(missing)) => ("http", format!("no kernel path here: {missing}")),
+        (_, _, None) => by_backends(app),
+    }
+}
+
+/// What becomes of an address that is many people.
+fn crowds(app: &App) -> String {
+    let above = app.client.auto_promote;
+    match (app.affinity, app.affinity_in_force()) {
+        (Affinity::Auto, Affinity::Auto) => format!(
+            "a client with more than {above} open connections is taken for many: the HTTP path tells them apart by cookie"
+        ),
+        (Affinity::Auto, _) => {
+            "one backend each: backends that answer directly cannot be counted, so \"auto\" is \"ip\" \
+                                here"
+                .to_owned()
+        }
+        (Affinity::Ip, _) => "affinity = \"ip\": they share one worker".to_owned(),
+        (Affinity::Cookie, _) => "told apart by cookie, as everyone".to_owned(),
     }
 }
 
 fn by_backends(app: &App) -> (&'static str, String) {
     let http = app.backends.iter().filter(|backend| backend.forward == Forward::Http).count();
     if http == 0 {
-        return ("kernel", "affinity = \"ip\": an address alone names the worker".to_owned());
+        return ("kernel", "an address alone names the worker".to_owned());
     }
     if http == app.backends.len() && app.command.is_empty() {
         return ("http", "forward = \"http\": only the HTTP path reaches these backends".to_owned());

@@ -11,9 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{DONE, FAILED, fail, run};
 use crate::admin::client;
 use crate::admin::report::Status;
-use crate::config::{
-    Affinity, App, ClientPrefix, Config, Cookie, Health, Homing, KernelPath, Secure, Timeouts, Workers,
-};
+use crate::config::{self, Affinity, App, Config, Cookie, Health, Homing, KernelPath, Secure, Timeouts, Workers};
 use crate::demo::client::{Client, Dialect, Outcome};
 use crate::demo::picture::{Canvas, Group, Row};
 
@@ -124,7 +122,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
         workers: Workers { min: WORKERS, max: WORKERS },
         timeouts: Timeouts { start: START, drain: Duration::from_secs(1), affinity: Duration::from_secs(3600) },
         health: Health { path: None },
-        client: ClientPrefix { ipv4: 32, ipv6: 64 },
+        client: config::Client { ipv4: 32, ipv6: 64, auto_promote: 16 },
         cookie: Cookie { name: "homing".to_owned(), secure: Secure::Never },
     };
     Ok(Config {

@@ -44,6 +44,13 @@ fn render_app(out: &mut String, app: &AppStatus, now: u64) {
         "  affinity {}, path {}; {} clients, {} connections, {} requests held",
         app.affinity, app.path, app.clients, app.connections, app.queued
     );
+    if app.promoted_addresses > 0 {
+        let _ = writeln!(
+            out,
+            "  {} promoted: more connections than one person makes, told apart by cookie",
+            app.promoted_addresses
+        );
+    }
     let _ = writeln!(
         out,
         "  {:<16} {:<9} {:>7} {:>7} {:>6} {:>8} {:>7} {:>9}",

@@ -132,7 +132,6 @@ const NOT_YET_HOMING: Unsupported = &["metrics"];
 const NOT_YET_WORKERS: Unsupported = &["max_connections", "load_factor", "memory_max"];
 const NOT_YET_TIMEOUTS: Unsupported = &["idle"];
 const NOT_YET_HEALTH: Unsupported = &["interval"];
-const NOT_YET_CLIENT: Unsupported = &["auto_promote"];
 
 #[cfg(test)]
 mod tests;

@@ -61,7 +61,7 @@ pub struct App {
     pub workers: Workers,
     pub timeouts: Timeouts,
     pub health: Health,
-    pub client: ClientPrefix,
+    pub client: Client,
     pub cookie: Cookie,
 }
 
@@ -72,6 +72,30 @@ pub enum Affinity {
     Ip,
     /// By cookie, on the HTTP path.
     Cookie,
+    /// By address, until one address shows more connections than one person makes; then its users by cookie.
+    Auto,
+}
+
+impl Affinity {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ip => "ip",
+            Self::Cookie => "cookie",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+impl App {
+    /// The affinity that is in force: connections to hosts that answer directly are seen by nobody here, so their
+    /// clients cannot be counted and never are promoted.
+    pub fn affinity_in_force(&self) -> Affinity {
+        let answers_directly = |backend: &Backend| backend.forward != Forward::Http;
+        match self.affinity {
+            Affinity::Auto if self.backends.iter().any(answers_directly) => Affinity::Ip,
+            given => given,
+        }
+    }
 }
 
 /// A remote host that serves the app.
@@ -132,11 +156,13 @@ pub struct Health {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClientPrefix {
-    /// 0 to 32.
+pub struct Client {
+    /// Bits of its prefix, 0 to 32.
     pub ipv4: u8,
-    /// 0 to 128.
+    /// Bits of its prefix, 0 to 128.
     pub ipv6: u8,
+    /// Open connections of one client beyond which it is promoted, 1 to 65,535. For [`Affinity::Auto`].
+    pub auto_promote: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

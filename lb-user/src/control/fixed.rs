@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lb_common::abi::{SERVICE_HTTP_ONLY, SERVICE_REMOTE, SERVICE_SOCKETS, Service};
+use lb_common::abi::{SERVICE_AUTO, SERVICE_HTTP_ONLY, SERVICE_REMOTE, SERVICE_SOCKETS, Service};
 use lb_common::maglev;
 
 use super::remotes;
@@ -35,14 +35,16 @@ fn ring_len(app: &App) -> u32 {
 
 /// What of the app's services never changes while homing runs.
 fn flags(app: &App) -> u32 {
-    if app.affinity == Affinity::Cookie {
-        return SERVICE_HTTP_ONLY;
-    }
+    let auto = match app.affinity_in_force() {
+        Affinity::Cookie => return SERVICE_HTTP_ONLY,
+        Affinity::Auto => SERVICE_AUTO,
+        Affinity::Ip => 0,
+    };
     let is_direct = |backend: &Backend| backend.forward != Forward::Http;
     match (app.backends.iter().any(is_direct), app.backends.iter().all(is_direct) && app.command.is_empty()) {
         (true, true) => SERVICE_REMOTE,
         (true, false) => SERVICE_REMOTE | SERVICE_SOCKETS,
-        (false, _) => 0,
+        (false, _) => auto,
     }
 }
 
@@ -58,7 +60,7 @@ pub(super) fn fix(number: usize, app: &App, keys: &CookieKeys) -> Fixed {
             v4_bits: V4_OFFSET + u16::from(app.client.ipv4),
             v6_bits: u16::from(app.client.ipv6),
             affinity_s: u32::try_from(app.timeouts.affinity.as_secs()).unwrap_or(u32::MAX),
-            reserved: 0,
+            promote_above: app.client.auto_promote,
         },
         cookie: Arc::new(app.cookie.clone()),
         name: app.name.as_str().into(),

@@ -1,11 +1,12 @@
 //! What control looks at from time to time, because nobody tells it.
 
-use lb_common::abi::BackendId;
+use lb_common::abi::{BackendId, Service};
 use lb_common::affinity;
 
 use super::runner::Runner;
 use super::state::Phase;
 use super::{Event, state};
+use crate::config::Affinity;
 
 impl Runner {
     /// While every slot has its owner and the HTTP path holds no connection of an app of remote backends alone, XDP need
@@ -52,6 +53,23 @@ impl Runner {
         let is_live_remote =
             |backend: BackendId| self.remotes.contains_key(&backend) && self.state.worker(backend).is_some();
         (0..).zip(state.ring.iter()).filter(|(_, slot)| is_live_remote(slot.previous)).map(|(index, _)| index).collect()
+    }
+
+    /// A promotion ends when none of the client's users was seen for as long as a binding is kept.
+    pub(super) fn look_at_promotions(&mut self) {
+        let now_s = self.bindings.now_s();
+        for (key, promotion) in self.bindings.promotions() {
+            let app = self.config.apps.get(key.app as usize).zip(self.fixed.get(key.app as usize));
+            let is_wanted = app.is_some_and(|(app, fixed)| {
+                let Service { affinity_s, promote_above, .. } = fixed.service;
+                let connections = self.bindings.get(&key).map_or(0, |binding| binding.connections);
+                app.affinity_in_force() == Affinity::Auto
+                    && (now_s.wrapping_sub(promotion.seen_s) < affinity_s || connections > promote_above)
+            });
+            if !is_wanted {
+                self.bindings.demote(&key);
+            }
+        }
     }
 
     pub(super) fn look_at_transitions(&mut self) {

@@ -70,6 +70,11 @@ impl Runner {
         clients
     }
 
+    /// Clients of the app that are promoted.
+    fn promoted(&self, app: u32) -> u64 {
+        self.bindings.promotions().iter().filter(|(key, _)| key.app == app).count() as u64
+    }
+
     fn app_status(&mut self, app: usize, clients: &HashMap<BackendId, u64>) -> AppStatus {
         let workers: Vec<WorkerStatus> = (0..self.state.apps[app].workers.len())
             .map(|number| self.worker_status(app, number, clients))
@@ -79,16 +84,12 @@ impl Runner {
         AppStatus {
             name: config.name.clone(),
             listen: config.listen.iter().map(ToString::to_string).collect(),
-            affinity: match config.affinity {
-                Affinity::Ip => "ip",
-                Affinity::Cookie => "cookie",
-            }
-            .to_owned(),
+            affinity: config.affinity.name().to_owned(),
             path: self.path_of(app).to_owned(),
             state: self.app_state(app, &workers).to_owned(),
             clients: workers.iter().map(|worker| worker.clients).sum(),
             connections: workers.iter().map(|worker| worker.connections).sum(),
-            promoted_addresses: 0,
+            promoted_addresses: self.promoted(app as u32),
             queued: self.proxy.held(app as u32) as u64,
             workers,
         }
@@ -145,7 +146,11 @@ impl Runner {
             state: worker.state_name().to_owned(),
             reason: worker.reason().map(str::to_owned),
             generation: worker.backend.generation(),
-            clients: if self.config.apps[app].affinity == Affinity::Cookie { assigned } else { bound },
+            clients: match self.config.apps[app].affinity_in_force() {
+                Affinity::Ip => bound,
+                Affinity::Cookie => assigned,
+                Affinity::Auto => bound + assigned,
+            },
             connections: self.connections(worker.backend),
             requests,
             restarts: worker.restarts,
@@ -169,14 +174,31 @@ impl Runner {
         let key = BindingKey { client, app: app as u32, reserved: 0 };
         let binding = self.bindings.get(&key);
         let by_cookie = self.config.apps[app].affinity == Affinity::Cookie;
-        let choice = if by_cookie { Choice::HttpOnly } else { route.choose(&*self.bindings, address) };
+        let promotion = self.bindings.promotion(&key).filter(|_| route.affinity == Affinity::Auto);
+        let choice = match promotion {
+            _ if by_cookie => Choice::HttpOnly,
+            Some(_) => Choice::Promoted,
+            None => route.choose(&*self.bindings, address),
+        };
         let worker = choice.backend().and_then(|backend| self.id(backend));
         let takes_family = choice.backend().is_some_and(|backend| self.takes_directly(backend, address));
         let by_kernel = self.kernel_status.active && takes_family;
         let prefix = prefix(&self.config.apps[app].client, client);
         let mut steps = vec![format!("client: {address} counts as {prefix}")];
         let mut would_change = Vec::new();
-        if by_cookie {
+        if let Some(promotion) = promotion {
+            let ago = self.bindings.now_s().wrapping_sub(promotion.seen_s);
+            steps.push(format!(
+                "promoted: more than {} connections at once; the HTTP path tells its users apart by cookie, one of them was \
+                 seen {ago} s ago",
+                service.promote_above
+            ));
+            let by_address = route.choose(&*self.bindings, address).backend().and_then(|backend| self.id(backend));
+            let by_address = by_address.unwrap_or_else(|| "nobody".to_owned());
+            steps
+                .push(format!("a request without a cookie that asks for no page goes by the address: to {by_address}"));
+            would_change.push("none of its users is seen for timeouts.affinity".to_owned());
+        } else if by_cookie {
             steps.push("affinity is by cookie: the HTTP path decides, an address does not".to_owned());
             would_change.push("affinity = \"ip\" in the app's configuration".to_owned());
         } else {
@@ -197,7 +219,7 @@ impl Runner {
                     "the bound worker ends, or the client stays away beyond timeouts.affinity".to_owned()
                 }
                 Choice::Ring(_) => "the worker ends or is drained; the client then keeps its next worker".to_owned(),
-                Choice::NoWorker | Choice::HttpOnly => "a worker becomes ready".to_owned(),
+                Choice::NoWorker | Choice::HttpOnly | Choice::Promoted => "a worker becomes ready".to_owned(),
             });
             if !by_kernel && choice.backend().is_some() {
                 would_change.push(if self.kernel_status.active {
@@ -216,11 +238,12 @@ impl Runner {
                 Choice::Ring(_) => "ring",
                 Choice::Bound(_) => "bound",
                 Choice::HttpOnly => "cookie",
+                Choice::Promoted => "promoted",
                 Choice::NoWorker => "no_worker",
             }
             .to_owned(),
             worker,
-            slot: (!by_cookie).then_some(slot_number),
+            slot: (!by_cookie && promotion.is_none()).then_some(slot_number),
             ring_len: route.ring.len() as u32,
             in_transition: !slot.previous.is_none(),
             binding: binding.map(|binding| BindingReport {
@@ -283,7 +306,7 @@ impl Runner {
     }
 }
 
-fn prefix(config: &crate::config::ClientPrefix, client: Addr) -> String {
+fn prefix(config: &config::Client, client: Addr) -> String {
     let bits = if client.is_v4() { config.ipv4 } else { config.ipv6 };
     format!("{}/{bits}", IpAddr::from(client))
 }

@@ -25,7 +25,7 @@ use crate::routing::{Bindings, Notice, Snapshot};
 
 /// Between looks at draining workers' connections.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
-/// Between scans for slots whose transition has ended.
+/// Between scans for slots whose transition, and clients whose promotion, has ended.
 const SETTLE: Duration = Duration::from_secs(10);
 
 /// What the runner is given: opened, bound and locked before it starts.
@@ -142,7 +142,10 @@ impl Runner {
                     self.look_at_draining();
                     self.look_at_sockets();
                 }
-                _ = settling.tick() => self.look_at_transitions(),
+                _ = settling.tick() => {
+                    self.look_at_transitions();
+                    self.look_at_promotions();
+                }
                 Some(()) = terminate.recv() => self.stop(false),
                 Some(()) = interrupt.recv() => self.stop(false),
             }

@@ -23,7 +23,7 @@ pub(super) fn snapshot(
         Arc::new(AppRoute {
             name: Arc::clone(&fixed.name),
             app: number,
-            affinity: config.affinity,
+            affinity: config.affinity_in_force(),
             cookie: Arc::clone(&fixed.cookie),
             hold: config.timeouts.start,
             service: fixed.service,

@@ -1,9 +1,9 @@
-//! The kernel's binding table, as the HTTP path and control use it.
+//! The kernel's tables of bindings and promotions, as the HTTP path and control use them.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{HashMap, MapData};
-use lb_common::abi::{BackendId, Binding, BindingKey};
+use lb_common::abi::{BackendId, Binding, BindingKey, Promotion};
 
 use super::pod::Wire;
 use crate::bindings::monotonic_s;
@@ -13,17 +13,24 @@ use crate::routing::Bindings;
 /// counting a connection of it at the same moment.
 const REFRESH_S: u32 = 30;
 
+type Table<V> = HashMap<MapData, Wire<BindingKey>, Wire<V>>;
+
 pub struct KernelBindings {
-    map: Mutex<HashMap<MapData, Wire<BindingKey>, Wire<Binding>>>,
+    map: Mutex<Table<Binding>>,
+    promoted: Mutex<Table<Promotion>>,
 }
 
 impl KernelBindings {
-    pub(super) fn new(map: HashMap<MapData, Wire<BindingKey>, Wire<Binding>>) -> Self {
-        Self { map: Mutex::new(map) }
+    pub(super) fn new(map: Table<Binding>, promoted: Table<Promotion>) -> Self {
+        Self { map: Mutex::new(map), promoted: Mutex::new(promoted) }
     }
 
-    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<MapData, Wire<BindingKey>, Wire<Binding>>> {
-        self.map.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn map(&self) -> MutexGuard<'_, Table<Binding>> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn promoted(&self) -> MutexGuard<'_, Table<Promotion>> {
+        self.promoted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -52,6 +59,26 @@ impl Bindings for KernelBindings {
 
     fn all(&self) -> Vec<(BindingKey, Binding)> {
         self.map().iter().filter_map(|entry| entry.ok().map(|(key, binding)| (key.0, binding.0))).collect()
+    }
+
+    fn promotion(&self, key: &BindingKey) -> Option<Promotion> {
+        self.promoted().get(&Wire(*key), 0).ok().map(|promotion| promotion.0)
+    }
+
+    fn promote(&self, key: &BindingKey) {
+        let promotion = Promotion { seen_s: self.now_s(), reserved: 0 };
+        if let Err(error) = self.promoted().insert(Wire(*key), Wire(promotion), 0) {
+            tracing::debug!(%error, "a client could not be promoted; it stays on the kernel path");
+        }
+    }
+
+    fn demote(&self, key: &BindingKey) {
+        // Gone already is as good.
+        let _ = self.promoted().remove(&Wire(*key));
+    }
+
+    fn promotions(&self) -> Vec<(BindingKey, Promotion)> {
+        self.promoted().iter().filter_map(|entry| entry.ok().map(|(key, promotion)| (key.0, promotion.0))).collect()
     }
 
     fn now_s(&self) -> u32 {

@@ -33,8 +33,9 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("HOMING_EBPF_OBJECT"
 
 /// The pinned maps. OWNERS too: connections accepted before a restart carry its values.
 /// Only what a new program may begin anew (ways, fragments under reassembly, budgets) is left out.
-const MAPS: [&str; 10] =
-    ["META", "SERVICES", "RINGS", "BACKENDS", "SOCKETS", "BINDINGS", "OPENING", "LIVE", "COUNTERS", "OWNERS"];
+const MAPS: [&str; 11] = [
+    "META", "SERVICES", "RINGS", "BACKENDS", "SOCKETS", "BINDINGS", "OPENING", "PROMOTED", "LIVE", "COUNTERS", "OWNERS",
+];
 
 /// `BPF_F_INNER_MAP` (Linux 5.10): inner maps of one array of maps may differ in length.
 const BPF_F_INNER_MAP: u32 = 1 << 12;
@@ -112,7 +113,7 @@ impl Datapath {
     fn load(pin_dir: &Path, interfaces: &[String]) -> Result<Self, Unavailable> {
         let mut ebpf = pin::load_on_pins(pin_dir, OBJECT)?;
         let attached = attach::attach_all(&mut ebpf, pin_dir, interfaces)?;
-        let bindings = KernelBindings::new(hash_map(&mut ebpf, "BINDINGS")?);
+        let bindings = KernelBindings::new(hash_map(&mut ebpf, "BINDINGS")?, hash_map(&mut ebpf, "PROMOTED")?);
         Ok(Self {
             pin_dir: pin_dir.to_owned(),
             attached,

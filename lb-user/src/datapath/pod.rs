@@ -2,7 +2,8 @@
 #![allow(unsafe_code)]
 
 use lb_common::abi::{
-    Backend, BackendId, Binding, BindingKey, FragmentKey, Live, Owner, Route, Service, ServiceKey, Slot, SocketKey,
+    Backend, BackendId, Binding, BindingKey, FragmentKey, Live, Owner, Promotion, Route, Service, ServiceKey, Slot,
+    SocketKey,
 };
 
 /// An ABI value as map bytes.
@@ -28,6 +29,7 @@ plain_bytes!(
     FragmentKey,
     Live,
     Owner,
+    Promotion,
     Route,
     Service,
     ServiceKey,

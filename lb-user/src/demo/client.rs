@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use futures_util::{SinkExt as _, StreamExt as _};
-use http::header::{CONNECTION, COOKIE, HOST, SET_COOKIE};
+use http::header::{ACCEPT, CONNECTION, COOKIE, HOST, SET_COOKIE};
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
@@ -134,6 +134,8 @@ impl<P: FnMut(&Outcome)> Test<'_, P> {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let connection = tokio::spawn(connection);
         let mut request = Request::get(route).header(HOST, self.client.target.to_string()).header(CONNECTION, "close");
+        // As a browser says whether it wants a page or a part of one.
+        request = request.header(ACCEPT, if route == "/" { "text/html,*/*;q=0.8" } else { "*/*" });
         if !self.cookies.is_empty() {
             request = request.header(COOKIE, self.cookies.join("; "));
         }

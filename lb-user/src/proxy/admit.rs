@@ -27,6 +27,8 @@ pub struct Visitor {
     pub app: u32,
     pub address: IpAddr,
     pub presented: Presented,
+    /// Asks for a page of its own: whatever it gets begins anew.
+    pub navigates: bool,
 }
 
 /// A worker, reserved. Holds no part of the snapshot: a tunnel may keep it for days.
@@ -36,7 +38,17 @@ pub struct Place {
     pub load: LoadGuard,
     pub set_cookie: Option<HeaderValue>,
     /// To be refreshed while a tunnel is open.
-    pub binding: Option<BindingKey>,
+    pub tie: Tie,
+}
+
+/// What keeps the client where it is, beside a cookie.
+#[derive(Clone, Copy)]
+pub enum Tie {
+    None,
+    /// It is bound by its address.
+    Binding(BindingKey),
+    /// It is promoted, for as long as its users are seen.
+    Promotion(BindingKey),
 }
 
 /// Which rule placed a request.
@@ -153,6 +165,7 @@ impl Inner {
         let place = match route.affinity {
             Affinity::Ip => self.place_by_address(route, visitor.address),
             Affinity::Cookie => self.place_by_cookie(route, visitor.presented, cookies, shunned),
+            Affinity::Auto => self.place_by_either(route, visitor, cookies, shunned),
         }?;
         self.counters.add(place.rule.counter());
         Some(place)
@@ -164,14 +177,14 @@ impl Inner {
         let rule = match choice {
             Choice::Ring(_) => Rule::Ring,
             Choice::Bound(_) => Rule::Bound,
-            Choice::HttpOnly | Choice::NoWorker => return None,
+            Choice::HttpOnly | Choice::Promoted | Choice::NoWorker => return None,
         };
         let worker = route.worker(choice.backend()?)?.clone();
         let load = LoadGuard::new(&worker.load);
         // Before the request is sent, so that the client's next one finds it even if the ring changes meanwhile.
         let binding = route.binding_key(address);
         bindings.bind(&binding, worker.backend);
-        Some(Place { worker, rule, load, set_cookie: None, binding: Some(binding) })
+        Some(Place { worker, rule, load, set_cookie: None, tie: Tie::Binding(binding) })
     }
 
     fn place_by_cookie(
@@ -193,7 +206,7 @@ impl Inner {
                 rule: Rule::CookieKept,
                 load,
                 set_cookie: None,
-                binding: None,
+                tie: Tie::None,
             });
         }
         let (worker, rule, load) = {
@@ -208,7 +221,39 @@ impl Inner {
             (worker.clone(), rule, LoadGuard::new(&worker.load))
         };
         let set_cookie = cookie::set(&self.keys, &route.cookie, &route.name, worker.incarnation, cookies);
-        Some(Place { worker, rule, load, set_cookie, binding: None })
+        Some(Place { worker, rule, load, set_cookie, tie: Tie::None })
+    }
+
+    /// By cookie where that tells more than the address: a promoted client is many users. One of them who comes with a
+    /// page to ask for, or whose worker is gone, begins anew; who was there before the promotion goes on by address.
+    fn place_by_either(
+        &self,
+        route: &AppRoute,
+        visitor: Visitor,
+        cookies: &HeaderMap,
+        shunned: Option<BackendId>,
+    ) -> Option<Place> {
+        let key = route.binding_key(visitor.address);
+        let bindings = &*self.routing.bindings;
+        let is_known = matches!(visitor.presented, Presented::Incarnation(_));
+        if bindings.promotion(&key).is_none() || !(is_known || visitor.navigates) {
+            return self.place_by_address(route, visitor.address);
+        }
+        let place = self.place_by_cookie(route, visitor.presented, cookies, shunned)?;
+        let tie = Tie::Promotion(key);
+        self.refresh(tie, place.worker.backend);
+        Some(Place { tie, ..place })
+    }
+
+    /// Says that the client is there.
+    pub(super) fn refresh(&self, tie: Tie, backend: BackendId) {
+        let bindings = &*self.routing.bindings;
+        match tie {
+            Tie::None => {}
+            Tie::Binding(key) => bindings.bind(&key, backend),
+            Tie::Promotion(key) if bindings.promotion(&key).is_some_and(|at| at.seen_s == bindings.now_s()) => {}
+            Tie::Promotion(key) => bindings.promote(&key),
+        }
     }
 
     fn check_failed(&self, route: &AppRoute) -> Result<(), Refusal> {

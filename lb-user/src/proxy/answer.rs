@@ -100,6 +100,18 @@ pub fn wants_html(headers: &HeaderMap) -> bool {
         .any(|accept| accept.as_bytes().windows(9).any(|w| w.eq_ignore_ascii_case(b"text/html")))
 }
 
+/// Whether the request is for a page of its own, in a tab or a frame. Browsers say so (Fetch Metadata, W3C) where the
+/// page comes by HTTPS or from this machine; elsewhere by what they accept.
+pub fn navigates(request: &http::request::Parts) -> bool {
+    if request.method != http::Method::GET {
+        return false;
+    }
+    match request.headers.get("sec-fetch-mode") {
+        Some(mode) => mode.as_bytes() == b"navigate",
+        None => wants_html(&request.headers) && !request.headers.contains_key("x-requested-with"),
+    }
+}
+
 fn html_page(status: StatusCode, sentence: &str) -> String {
     let title = status.canonical_reason().unwrap_or("Error");
     let sentence = escape(sentence);

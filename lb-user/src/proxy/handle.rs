@@ -82,7 +82,7 @@ async fn forward(
     parts.extensions.clear();
 
     let (cookie, presented) = match &route {
-        Some(route) if route.affinity == Affinity::Cookie => (
+        Some(route) if route.affinity != Affinity::Ip => (
             Some(Arc::clone(&route.cookie)),
             cookie::read(&inner.keys, &route.cookie.name, &route.name, &parts.headers),
         ),
@@ -92,7 +92,8 @@ async fn forward(
         inner.counters.add(Counter::CookieInvalid);
     }
     drop(route);
-    let visitor = Visitor { app: connection.app, address: connection.client.address, presented };
+    let navigates = upgrade.is_none() && answer::navigates(&parts);
+    let visitor = Visitor { app: connection.app, address: connection.client.address, presented, navigates };
     let request = Request::from_parts(parts, RequestBody::new(body));
     Attempt { connection, visitor, cookie, upgrade }.run(request).await
 }

@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{interval, sleep};
 
 use super::counters::Counter;
+use super::crowd::{self, InCrowd};
 use super::handle::handle;
 use super::headers::Client;
 use super::limits::{
@@ -37,6 +38,7 @@ pub struct Connection {
     /// Counts against [`CONNECTIONS_MAX`]; all of them back means that the listener is done.
     _permit: OwnedSemaphorePermit,
     _open: Open,
+    _in_crowd: Option<InCrowd>,
 }
 
 /// How many client connections each app has.
@@ -145,15 +147,17 @@ fn start(
     proxy.counters.add(Counter::Connections);
     stream.set_nodelay(true)?;
     SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE))?;
+    // An IPv4 client of a dual-stack listener is an IPv4 client.
+    let address = peer.ip().to_canonical();
     let connection = Arc::new(Connection {
         proxy: Arc::clone(proxy),
         app,
-        // An IPv4 client of a dual-stack listener is an IPv4 client.
-        client: Client::new(peer.ip().to_canonical()),
+        client: Client::new(address),
         local: stream.local_addr()?,
         shutdown: shutdown.clone(),
         _permit: permit,
         _open: proxy.connections.open(app),
+        _in_crowd: crowd::join(proxy, app, address),
     });
     let service = service_fn(move |request| {
         let connection = Arc::clone(&connection);

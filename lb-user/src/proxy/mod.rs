@@ -11,6 +11,7 @@ mod body;
 mod check;
 mod cookie;
 mod counters;
+mod crowd;
 mod handle;
 mod headers;
 mod keys;
@@ -68,6 +69,8 @@ struct Inner {
     holding: admit::Holding,
     /// Open client connections by app.
     connections: listen::OpenConnections,
+    /// The same by client, where that matters.
+    crowds: crowd::Crowds,
     /// Taken from looking for the least loaded worker to reserving a place there.
     assigning: Mutex<()>,
 }
@@ -86,6 +89,7 @@ impl Proxy {
             ids,
             holding: admit::Holding::default(),
             connections: listen::OpenConnections::default(),
+            crowds: crowd::Crowds::default(),
             assigning: Mutex::new(()),
         }))
     }

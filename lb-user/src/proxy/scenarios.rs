@@ -134,6 +134,66 @@ async fn a_bound_client_stays_while_its_slot_changes_hands() {
     assert_eq!(world.count(Counter::AddressBound), 1);
 }
 
+const NAVIGATES: &str = "Accept: text/html,*/*;q=0.8\r\n";
+
+#[tokio::test]
+async fn the_users_of_a_promoted_address_are_told_apart_by_cookie_from_their_next_page_on() {
+    let workers = workers(4).await;
+    let world = world(route(Affinity::Auto, routes(&workers))).await;
+    let by_address = world.get(NAVIGATES).await;
+    assert_eq!(by_address.cookie(), None, "an address that is one person needs no cookie");
+    let key = route(Affinity::Auto, vec![]).binding_key(world.client());
+    world.bindings.promote(&key);
+    let mut reached = std::collections::BTreeSet::new();
+    for _ in 0..8 {
+        let page = world.get(NAVIGATES).await;
+        let cookie = page.cookie().expect("a page begins anew, with a cookie");
+        assert_eq!(world.get(&cookie).await.worker(), page.worker());
+        assert_eq!(world.get(&format!("{cookie}{NAVIGATES}")).await.worker(), page.worker(), "the next page too");
+        reached.insert(page.worker());
+    }
+    assert_eq!(reached.len(), 4, "spread over all workers: {reached:?}");
+    let part = world.get("").await;
+    assert_eq!((part.worker(), part.cookie()), (by_address.worker(), None), "who was there before goes on by address");
+}
+
+#[tokio::test]
+async fn a_promoted_user_whose_process_is_gone_begins_anew_and_an_unpromoted_one_goes_by_address() {
+    let workers = workers(2).await;
+    let world = world(route(Affinity::Auto, routes(&workers))).await;
+    let key = route(Affinity::Auto, vec![]).binding_key(world.client());
+    world.bindings.promote(&key);
+    let cookie = world.get(NAVIGATES).await.cookie().expect("a cookie");
+    let mut replaced = routes(&workers);
+    replaced.iter_mut().for_each(|worker| worker.incarnation += 100);
+    world.publish(route(Affinity::Auto, replaced));
+    let rebound = world.get(&cookie).await;
+    assert!(rebound.cookie().is_some(), "also for a part of a page: its session is gone");
+    assert_eq!(world.count(Counter::CookieRebound), 1);
+    world.bindings.demote(&key);
+    let by_address = world.get(&rebound.cookie().expect("a cookie")).await;
+    assert_eq!((by_address.status(), by_address.cookie()), (200, None));
+    assert_eq!(world.count(Counter::AddressRing), 1);
+}
+
+#[tokio::test]
+async fn more_connections_than_one_person_makes_promote_an_address_on_the_http_path_too() {
+    let workers = workers(1).await;
+    let mut auto = route(Affinity::Auto, routes(&workers));
+    auto.service.promote_above = 3;
+    let key = auto.binding_key([127, 0, 0, 1].into());
+    let world = world(auto).await;
+    let mut held = Vec::new();
+    for number in 1..=4 {
+        assert!(world.bindings.promotion(&key).is_none(), "{number} connections are not too many");
+        held.push(world.connect().await);
+        // Accepted once it is answered.
+        held.last_mut().unwrap().write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        soon("an answer", held.last_mut().unwrap().readable()).await.unwrap();
+    }
+    assert!(world.bindings.promotion(&key).is_some());
+}
+
 #[tokio::test]
 async fn a_request_is_held_until_a_worker_is_ready() {
     for affinity in [Affinity::Ip, Affinity::Cookie] {

@@ -166,7 +166,15 @@ pub fn route(affinity: Affinity, workers: Vec<WorkerRoute>) -> AppRoute {
         affinity,
         cookie: Arc::new(config::Cookie { name: "homing".into(), secure: Secure::Auto }),
         hold: PATIENCE,
-        service: Service { seed: 1, ring_len: 509, v4_bits: 128, v6_bits: 64, affinity_s: 60, ..Service::default() },
+        service: Service {
+            seed: 1,
+            ring_len: 509,
+            v4_bits: 128,
+            v6_bits: 64,
+            affinity_s: 60,
+            promote_above: 16,
+            ..Service::default()
+        },
         ring: owners.into_iter().map(|current| Slot { current, previous: BackendId::NONE }).collect(),
         workers,
         failed: None,

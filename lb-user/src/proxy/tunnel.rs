@@ -70,7 +70,7 @@ impl Drop for Entry<'_> {
 /// Runs a tunnel from the worker's 101 to its end. The client's half becomes free when the 101 has been written.
 pub async fn run(connection: Arc<Connection>, place: Place, client: OnUpgrade, worker: OnUpgrade) {
     let inner = &connection.proxy;
-    let Place { worker: route, load: _load, binding, .. } = place;
+    let Place { worker: route, load: _load, tie, .. } = place;
     let both = async { tokio::try_join!(client, worker) };
     let (client, worker) = match timeout(HANDOFF_TIMEOUT, both).await {
         Ok(Ok(upgraded)) => upgraded,
@@ -90,12 +90,7 @@ pub async fn run(connection: Arc<Connection>, place: Place, client: OnUpgrade, w
             () = super::listen::stopped(&mut shutdown) => Ok(()),
         }
     };
-    let rebind = || {
-        if let Some(key) = &binding {
-            inner.routing.bindings.bind(key, backend);
-        }
-    };
-    if let Err(error) = refreshed(end, rebind).await {
+    if let Err(error) = refreshed(end, || inner.refresh(tie, backend)).await {
         tracing::debug!(%error, backend = backend.0, "tunnel broke");
     }
 }

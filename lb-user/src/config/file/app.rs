@@ -11,10 +11,10 @@ use toml::de::DeValue;
 use super::backends;
 use super::command;
 use super::listen::{self, Taken};
-use super::reader::{Given, Table, not_supported, shown};
+use super::reader::{Given, Table, shown};
 use super::value;
-use super::{NOT_YET_CLIENT, NOT_YET_HEALTH, NOT_YET_TIMEOUTS, NOT_YET_WORKERS};
-use crate::config::{Affinity, App, ClientPrefix, Cookie, Health, Secure, Timeouts, Workers};
+use super::{NOT_YET_HEALTH, NOT_YET_TIMEOUTS, NOT_YET_WORKERS};
+use crate::config::{Affinity, App, Client, Cookie, Health, Secure, Timeouts, Workers};
 
 const KNOWN: &[&str] = &[
     "name",
@@ -45,7 +45,8 @@ const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
     drain: Duration::from_secs(10 * 60),
     affinity: Duration::from_secs(3 * 60 * 60),
 };
-const DEFAULT_CLIENT: ClientPrefix = ClientPrefix { ipv4: 32, ipv6: 64 };
+const DEFAULT_CLIENT: Client = Client { ipv4: 32, ipv6: 64, auto_promote: 16 };
+const AUTO_PROMOTE_MAX: u32 = 65_535;
 const DEFAULT_COOKIE_NAME: &str = "homing";
 
 /// The apps read so far, and what they have taken.
@@ -131,11 +132,8 @@ impl<'b> Apps<'b> {
 }
 
 fn affinity(table: &Table<'_>) -> Affinity {
-    let parse = |text: &str| match text {
-        "auto" => Err(format!("\"auto\" is {}; choose \"ip\" or \"cookie\", or remove the line", not_supported())),
-        _ => value::choice(text, &[("ip", Affinity::Ip), ("cookie", Affinity::Cookie)]),
-    };
-    table.parsed("affinity", parse).map_or(Affinity::Ip, |given| given.value)
+    let choices = [Affinity::Ip, Affinity::Cookie, Affinity::Auto].map(|affinity| (affinity.name(), affinity));
+    table.parsed("affinity", |text| value::choice(text, &choices)).map_or(Affinity::Auto, |given| given.value)
 }
 
 /// `None` when it is given and wrong: then what is relative to it cannot be looked at.
@@ -220,13 +218,15 @@ fn health(app: &Table<'_>) -> Health {
     Health { path: path.map(|given| given.value) }
 }
 
-fn client(table: &Table<'_>) -> ClientPrefix {
-    table.know(&["ipv4_prefix", "ipv6_prefix"], NOT_YET_CLIENT);
+fn client(table: &Table<'_>) -> Client {
+    table.know(&["ipv4_prefix", "ipv6_prefix", "auto_promote"], &[]);
     let read = |key: &str, max: u8, default: u8| {
         let given = table.number(key, 0, u32::from(max)).map(|given| given.value);
         given.and_then(|number| u8::try_from(number).ok()).unwrap_or(default)
     };
-    ClientPrefix {
+    let auto_promote = table.number("auto_promote", 1, AUTO_PROMOTE_MAX);
+    Client {
+        auto_promote: auto_promote.map_or(DEFAULT_CLIENT.auto_promote, |given| given.value),
         ipv4: read("ipv4_prefix", 32, DEFAULT_CLIENT.ipv4),
         ipv6: read("ipv6_prefix", 128, DEFAULT_CLIENT.ipv6),
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{Affinity, App, ClientPrefix, Cookie, Health, KernelPath, Secure, Timeouts, Workers};
+use crate::config::{Affinity, App, Client, Cookie, Health, KernelPath, Secure, Timeouts, Workers};
 
 /// What every app needs, in three lines.
 const APP: &str = "[[app]]\nname = \"sales\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\n";
@@ -36,7 +36,7 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
         [App {
             name: "sales".to_owned(),
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
-            affinity: Affinity::Ip,
+            affinity: Affinity::Auto,
             command: vec!["sh".to_owned()],
             backends: Vec::new(),
             directory: PathBuf::from("/"),
@@ -49,7 +49,7 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
                 affinity: Duration::from_secs(10_800),
             },
             health: Health { path: None },
-            client: ClientPrefix { ipv4: 32, ipv6: 64 },
+            client: Client { ipv4: 32, ipv6: 64, auto_promote: 16 },
             cookie: Cookie { name: "homing".to_owned(), secure: Secure::Auto },
         }]
     );
@@ -83,7 +83,7 @@ fn every_key_is_read() {
         workers = { min = 0, max = 1_024 }
         timeouts = { start = "500ms", drain = "0s", affinity = "2d" }
         health.path = "/health?deep=1"
-        client = { ipv4_prefix = 24, ipv6_prefix = 0x30 }
+        client = { ipv4_prefix = 24, ipv6_prefix = 0x30, auto_promote = 40 }
         cookie = { name = "__Host-id", secure = "always" }
         [[app]]
         name = "b"
@@ -104,7 +104,7 @@ fn every_key_is_read() {
     let Timeouts { start, drain, affinity } = app.timeouts;
     assert_eq!((start.as_millis(), drain.as_millis(), affinity.as_secs()), (500, 0, 172_800));
     assert_eq!(app.health.path.as_deref(), Some("/health?deep=1"));
-    assert_eq!(app.client, ClientPrefix { ipv4: 24, ipv6: 48 });
+    assert_eq!(app.client, Client { ipv4: 24, ipv6: 48, auto_promote: 40 });
     assert_eq!(app.cookie, Cookie { name: "__Host-id".to_owned(), secure: Secure::Always });
     assert_eq!(config.apps[1].name, "b");
 }
@@ -141,7 +141,7 @@ fn all_errors_are_told_at_once_in_the_order_of_the_file_each_with_its_line_marke
 const WRONG: &[(&str, &str)] = &[
     // Unknown and unsupported keys.
     ("afinity = \"ip\"", "5:1: unknown key `afinity` in [[app]]; did you mean `affinity`?"),
-    ("client.zzz = 1", "5:8: unknown key `zzz` in client; known are `ipv4_prefix`, `ipv6_prefix`"),
+    ("client.zzz = 1", "5:8: unknown key `zzz` in client; known are `ipv4_prefix`, `ipv6_prefix`, `auto_promote`"),
     (
         "backends = 5",
         "5:12: `backends` must be a list of tables, not a whole number; write backends = [{ address = \"10.0.0.11:8080\", forward = \"http\" }]",
@@ -189,17 +189,9 @@ const WRONG: &[(&str, &str)] = &[
     ),
     ("timeouts.idle = \"15m\"", "5:10: `idle` is not supported by this version of homing (0.1.0); remove the line"),
     ("health.interval = \"5s\"", "5:8: `interval` is not supported by this version of homing (0.1.0); remove the line"),
-    (
-        "client.auto_promote = 16",
-        "5:8: `auto_promote` is not supported by this version of homing (0.1.0); remove the line",
-    ),
-    (
-        "affinity = \"auto\"",
-        "5:12: `affinity` \"auto\" is not supported by this version of homing (0.1.0); choose \"ip\" or \"cookie\", or remove the line",
-    ),
     // Types.
     ("affinity = 1", "5:12: `affinity` must be a string in quotes, not a whole number"),
-    ("affinity = \"sticky\"", "5:12: `affinity` must be \"ip\" or \"cookie\", not `sticky`"),
+    ("affinity = \"sticky\"", "5:12: `affinity` must be \"ip\", \"cookie\" or \"auto\", not `sticky`"),
     ("env = [\"A=1\"]", "5:7: `env` must be a table, not a list"),
     ("env.A = 1", "5:9: `A` must be a string in quotes, not a whole number"),
     ("env.PORT = \"1\"", "5:5: `PORT` is set by homing for each worker; remove it from `env`"),
@@ -214,6 +206,7 @@ const WRONG: &[(&str, &str)] = &[
     ("workers = { min = 3, max = 2 }", "5:28: `max` is 2, below `min`, 3; raise one or lower the other"),
     ("workers.min = 5", "5:15: `min` is 5, above `max`, which is 4 unless given; add max = 5 or more"),
     ("client.ipv4_prefix = 33", "5:22: `ipv4_prefix` must be from 0 to 32"),
+    ("client.auto_promote = 0", "5:23: `auto_promote` must be from 1 to 65535"),
     ("client.ipv6_prefix = 129", "5:22: `ipv6_prefix` must be from 0 to 128"),
     // Durations.
     ("timeouts.start = \"60\"", "5:18: `start` needs a unit; write \"60s\" for seconds (or ms, m, h, d)"),
