@@ -5,7 +5,7 @@
 use crate::addr::Addr;
 
 /// Checked before pinned maps are reused; pins of another version are refused, never reinterpreted.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Bits of a [`BackendId`] that say which backend; the rest is its generation.
 const INDEX_BITS: u32 = 12;
@@ -90,6 +90,12 @@ pub const SERVICE_REMOTE: u32 = 2;
 pub const SERVICE_SOCKETS: u32 = 4;
 /// Clients with more connections than one person makes go to the HTTP path (affinity `auto`).
 pub const SERVICE_AUTO: u32 = 8;
+/// Addresses are looked up in the app's lists.
+pub const SERVICE_LISTED: u32 = 16;
+/// An address on no list is denied.
+pub const SERVICE_ALLOWED_ONLY: u32 = 32;
+/// New connections are counted against the app's rates.
+pub const SERVICE_LIMITED: u32 = 64;
 
 /// A service: what `choose` needs to know of the app behind it.
 #[repr(C)]
@@ -144,6 +150,42 @@ pub struct Binding {
     pub seen_s: u32,
     pub reserved: u32,
 }
+
+/// Prefixes on the lists of all apps.
+pub const ACCESS_MAX: u32 = 65_536;
+/// What a list says of a prefix.
+pub const LISTED_ALLOW: u32 = 1;
+pub const LISTED_DENY: u32 = 2;
+/// Bits of the app at the head of an access key; the prefix's own follow.
+pub const ACCESS_BITS_APP: u32 = 32;
+
+/// The key of an address on an app's lists, in network byte order: the kernel compares it bit by bit.
+#[inline(always)]
+pub const fn access_data(app: u32, address: Addr) -> [u32; 5] {
+    [
+        app.to_be(),
+        ((address.high >> 32) as u32).to_be(),
+        (address.high as u32).to_be(),
+        ((address.low >> 32) as u32).to_be(),
+        (address.low as u32).to_be(),
+    ]
+}
+
+/// The rates of an app, for [`SERVICE_LIMITED`]; an interval of 0 means no limit.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Limits {
+    /// Between new connections of one client at an even pace.
+    pub client_interval_ns: u64,
+    /// How early one may come.
+    pub client_tolerance_ns: u64,
+    /// The same for all clients together.
+    pub app_interval_ns: u64,
+    pub app_tolerance_ns: u64,
+}
+
+/// Clients whose pace is remembered; past that the oldest begins anew.
+pub const CLIENT_DUE_MAX: u32 = 131_072;
 
 /// Clients that are promoted at once, over all apps; those beyond stay on the kernel path.
 pub const PROMOTED_MAX: u32 = 65_536;
@@ -310,6 +352,14 @@ counters! {
     XdpTtl = "xdp_ttl",
     /// XDP: dropped; the kernel gave no room for the headers to add.
     XdpNoRoom = "xdp_no_room",
+    /// XDP: a new connection dropped; its address is denied by the app's lists.
+    XdpDenied = "xdp_denied",
+    /// XDP: a new connection dropped; its client opens more than `protect.client_rate` allows.
+    XdpClientTooFast = "xdp_client_too_fast",
+    /// XDP: a new connection dropped; all clients together open more than `protect.app_rate` allows.
+    XdpAppTooFast = "xdp_app_too_fast",
+    /// sk_lookup: a connection refused; its address is denied by the app's lists.
+    LookupDenied = "lookup_denied",
     /// sk_lookup: a connection delivered to the worker of its ring slot.
     LookupRing = "lookup_ring",
     /// sk_lookup: a connection delivered to the worker that the client is bound to.
@@ -359,6 +409,7 @@ mod tests {
         assert_eq!(size_of::<BindingKey>(), 16 + 8);
         assert_eq!(size_of::<Binding>(), 16);
         assert_eq!(size_of::<Promotion>(), 8);
+        assert_eq!(size_of::<Limits>(), 32);
         assert_eq!(size_of::<Live>(), 16);
         assert_eq!(size_of::<SocketKey>(), 8);
         assert_eq!(size_of::<Owner>(), 8 + 24);

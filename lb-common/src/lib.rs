@@ -13,6 +13,7 @@ pub mod addr;
 pub mod affinity;
 pub mod checksum;
 pub mod encap;
+pub mod guard;
 pub mod hash;
 #[cfg(feature = "alloc")]
 pub mod maglev;

@@ -9,15 +9,16 @@
 #![allow(unsafe_code)]
 
 mod forward;
+mod guard;
 mod maps;
 mod packet;
 mod socket;
 mod steer;
 
-use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::macros::{btf_tracepoint, sk_lookup, xdp};
 use aya_ebpf::programs::{BtfTracePointContext, SkLookupContext, XdpContext};
-use lb_common::abi::{Counter, PROTO_TCP, SERVICE_REMOTE, SocketKey};
+use lb_common::abi::{Counter, PROTO_TCP, SERVICE_LIMITED, SERVICE_LISTED, SERVICE_REMOTE, SocketKey};
 use lb_common::affinity::{self, Choice};
 use lb_common::parse::{self, Frame};
 
@@ -28,7 +29,10 @@ use crate::steer::{Outgoing, Steered};
 #[xdp]
 pub fn homing_xdp(ctx: XdpContext) -> u32 {
     let mut outgoing = Outgoing::NOWHERE;
-    if steer(&ctx, &mut outgoing) == XDP_PASS { XDP_PASS } else { forward::send(&ctx, &outgoing) }
+    match steer(&ctx, &mut outgoing) {
+        XDP_TX => forward::send(&ctx, &outgoing),
+        verdict => verdict,
+    }
 }
 
 /// A function of its own, done before `send` begins: both would not fit on the 512 bytes of one stack.
@@ -42,6 +46,10 @@ fn steer(ctx: &XdpContext, leaving: &mut Outgoing) -> u32 {
         Steered::Leaves(outgoing) => {
             *leaving = outgoing;
             XDP_TX
+        }
+        Steered::Refused(counter) => {
+            maps::count(counter);
+            XDP_DROP
         }
     }
 }
@@ -59,6 +67,12 @@ fn decide(ctx: &XdpContext) -> Steered {
     let Some(service) = maps::service(segment.destination, segment.destination_port, segment.protocol) else {
         return Steered::Stays(Counter::XdpNotOurs);
     };
+    if service.flags & (SERVICE_LISTED | SERVICE_LIMITED) != 0
+        && (is_opening || matches!(frame, Frame::Udp(_)))
+        && let Some(counter) = guard::refusal(&service, &segment)
+    {
+        return Steered::Refused(counter);
+    }
     if service.flags & SERVICE_REMOTE != 0 {
         return steer::segment(ctx, &service, &segment, is_opening);
     }
@@ -77,17 +91,22 @@ fn decide(ctx: &XdpContext) -> Steered {
 /// homing's own listener: the HTTP path.
 #[sk_lookup]
 pub fn homing_lookup(ctx: SkLookupContext) -> u32 {
-    deliver(&ctx);
-    SK_PASS
+    deliver(&ctx).unwrap_or(SK_PASS)
 }
 
 /// `enum sk_action` (Linux: include/uapi/linux/bpf.h).
+const SK_DROP: u32 = 0;
 const SK_PASS: u32 = 1;
 
 #[inline(always)]
-fn deliver(ctx: &SkLookupContext) -> Option<()> {
+fn deliver(ctx: &SkLookupContext) -> Option<u32> {
     let lookup = socket::lookup(ctx)?;
     let service = maps::service(lookup.local, lookup.local_port, PROTO_TCP)?;
+    // Where XDP is not attached.
+    if guard::is_denied(&service, lookup.remote) {
+        maps::count(Counter::LookupDenied);
+        return Some(SK_DROP);
+    }
     let (backend, delivered) = match affinity::choose(&KernelTables, &service, lookup.remote) {
         Choice::Ring(backend) => (backend, Counter::LookupRing),
         Choice::Bound(backend) => (backend, Counter::LookupBound),
@@ -109,7 +128,7 @@ fn deliver(ctx: &SkLookupContext) -> Option<()> {
         Ok(()) => delivered,
         Err(_) => Counter::LookupNoSocket,
     });
-    Some(())
+    Some(SK_PASS)
 }
 
 /// Counts the connections of workers and binds their clients as these are established and closed.

@@ -3,14 +3,14 @@
 //! User space owns all but BINDINGS and LIVE's counts; the programs only read the rest.
 
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_INNER_MAP, BPF_F_NO_PREALLOC};
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, SockHash};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockHash};
 use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use lb_common::abi::{
-    APPS_MAX, BINDINGS_MAX, BINDINGS_PER_SECOND, Backend, BackendId, Binding, BindingKey, Budget, Counter,
-    FRAGMENTS_MAX, FragmentKey, Live, MAX_BACKENDS, OPENING_MAX, Owner, PROMOTED_MAX, Promotion, Route, SERVICES_MAX,
-    Service, ServiceKey, Slot, SocketKey,
+    ACCESS_MAX, APPS_MAX, BINDINGS_MAX, BINDINGS_PER_SECOND, Backend, BackendId, Binding, BindingKey, Budget,
+    CLIENT_DUE_MAX, Counter, FRAGMENTS_MAX, FragmentKey, Limits, Live, MAX_BACKENDS, OPENING_MAX, Owner, PROMOTED_MAX,
+    Promotion, Route, SERVICES_MAX, Service, ServiceKey, Slot, SocketKey,
 };
 use lb_common::addr::Addr;
 use lb_common::affinity::Tables;
@@ -59,6 +59,22 @@ pub static BUDGET: PerCpuArray<Budget, 1> = PerCpuArray::new();
 /// Client of an app → its promotion to the HTTP path. No LRU: who is in it has users with cookies.
 #[btf_map]
 pub static PROMOTED: HashMap<BindingKey, Promotion, { PROMOTED_MAX as usize }> = HashMap::new();
+
+/// App and prefix → whether it may connect.
+#[btf_map]
+pub static ACCESS: LpmTrie<[u32; 5], u32, { ACCESS_MAX as usize }> = LpmTrie::new();
+
+/// App → its rates.
+#[btf_map]
+pub static LIMITS: Array<Limits, { APPS_MAX as usize }> = Array::new();
+
+/// Client of an app → when its next new connection is due.
+#[btf_map]
+pub static CLIENT_DUE: LruHashMap<BindingKey, u64, { CLIENT_DUE_MAX as usize }> = LruHashMap::new();
+
+/// App → when its next new connection is due.
+#[btf_map]
+pub static APP_DUE: Array<u64, { APPS_MAX as usize }> = Array::new();
 
 /// Backend → its connections. User space makes and removes the entries.
 #[btf_map]
@@ -139,6 +155,19 @@ pub fn may_bind() -> bool {
     }
 }
 
+/// When the client's next new connection is due; 0 for one that is not remembered.
+#[inline(always)]
+pub fn client_due(key: &BindingKey) -> u64 {
+    // SAFETY: a slot reused under us is another client's number, for one packet.
+    unsafe { CLIENT_DUE.get(key) }.copied().unwrap_or(0)
+}
+
+/// When the app's next new connection is due.
+#[inline(always)]
+pub fn app_due(app: u32) -> u64 {
+    APP_DUE.get(app).copied().unwrap_or(0)
+}
+
 /// The maps as `choose` reads them.
 pub struct KernelTables;
 
@@ -179,11 +208,17 @@ impl Tables for KernelTables {
 
 const NS_PER_S: u64 = 1_000_000_000;
 
-/// Seconds of CLOCK_MONOTONIC, coarse (Linux 5.11): 2 ns instead of 28, but not for tracing programs.
+/// CLOCK_MONOTONIC, coarse (Linux 5.11): 2 ns instead of 28, but not for tracing programs.
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    // SAFETY: a helper without arguments or effects.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// The same in seconds.
 #[inline(always)]
 pub fn now_s() -> u32 {
-    // SAFETY: a helper without arguments or effects.
-    (unsafe { bpf_ktime_get_coarse_ns() } / NS_PER_S) as u32
+    (now_ns() / NS_PER_S) as u32
 }
 
 /// The same clock for tracing programs.

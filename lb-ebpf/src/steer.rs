@@ -22,6 +22,8 @@ pub enum Steered {
     /// The kernel goes on with it.
     Stays(Counter),
     Leaves(Outgoing),
+    /// It goes no further.
+    Refused(Counter),
 }
 
 /// A packet for a remote backend.

@@ -19,6 +19,12 @@ pub fn monotonic_s() -> u32 {
     rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse).tv_sec as u32
 }
 
+/// The same clock in nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
 /// A bounded table, least recently bound first out.
 pub struct MemoryBindings {
     table: Mutex<LruCache<BindingKey, Binding>>,

@@ -13,7 +13,7 @@ use lb_common::addr::Addr;
 use lb_common::affinity::{self, Choice, Tables};
 use tokio::sync::{mpsc, watch};
 
-use crate::config::{Affinity, Cookie};
+use crate::config::{Affinity, Cookie, Protect};
 
 /// All apps, as they are now.
 #[derive(Clone, Default)]
@@ -29,6 +29,8 @@ pub struct AppRoute {
     pub app: u32,
     pub affinity: Affinity,
     pub cookie: Arc<Cookie>,
+    /// Who is refused at the door; `None` where the kernel path does it, or nobody is.
+    pub protect: Option<Arc<Protect>>,
     /// A request is held this long for a worker, at most.
     pub hold: Duration,
     /// Prefixes, seed and timeouts as the datapath has them.

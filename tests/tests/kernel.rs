@@ -1,14 +1,20 @@
 //! The loaded programs, run packet by packet with BPF_PROG_TEST_RUN. Needs root and a kernel with BTF.
 
-use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, PerCpuArray};
+use std::net::IpAddr;
+
+use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use homing::datapath::{OBJECT, pod::Wire};
+use homing::datapath::{Listed, OBJECT, pod::Wire};
 use homing_tests::packets::{self, Fixture};
-use lb_common::abi::{BackendId, BindingKey, Counter, Promotion, SERVICE_AUTO, Service, ServiceKey, Slot};
+use lb_common::abi::{
+    BackendId, BindingKey, Counter, LISTED_ALLOW, LISTED_DENY, Limits, Promotion, SERVICE_ALLOWED_ONLY, SERVICE_AUTO,
+    SERVICE_LIMITED, SERVICE_LISTED, Service, ServiceKey, Slot,
+};
 use lb_common::addr::Addr;
 use lb_common::parse;
 
+const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 const RING_LEN: u32 = 509;
 /// `BPF_F_INNER_MAP` (Linux 5.10).
@@ -58,6 +64,13 @@ impl Kernel {
         let counters: PerCpuArray<_, u64> = self.ebpf.map("COUNTERS").expect("a map").try_into().expect("its type");
         let sum = |counter: &Counter| counters.get(&(*counter as u32), 0).expect("a counter").iter().sum();
         Counter::ALL.iter().map(sum).collect()
+    }
+
+    /// Verdict, and the one counter that went up.
+    fn verdict(&mut self, packet: &[u8]) -> (u32, &'static str) {
+        let (verdict, _, raised) = self.run(packet);
+        let [counter] = raised[..] else { panic!("one counter, not {raised:?}") };
+        (verdict, counter)
     }
 
     /// Verdict, bytes after the program, and the names of the counters that went up by one.
@@ -119,6 +132,83 @@ fn a_syn_of_a_promoted_client_goes_to_the_http_path_and_its_open_connections_sta
     assert_eq!(kernel.run(&fixture("IPv6: SYN goes to the ring's worker")).2, [Counter::XdpSynWorker.name()]);
     kernel.set_service(service());
     assert_eq!(kernel.run(&syn).2, [Counter::XdpSynWorker.name()], "without affinity auto nobody asks");
+}
+
+/// The first SYN fixture of the family, from this address.
+fn syn_from(address: IpAddr) -> Vec<u8> {
+    let (name, at) = match address {
+        IpAddr::V4(_) => ("IPv4: SYN goes to the ring's worker", 26),
+        IpAddr::V6(_) => ("IPv6: SYN goes to the ring's worker", 22),
+    };
+    let mut bytes = packets::fixtures().into_iter().find(|f| f.name == name).expect("a fixture").bytes;
+    match address {
+        IpAddr::V4(v4) => bytes[at..at + 4].copy_from_slice(&v4.octets()),
+        IpAddr::V6(v6) => bytes[at..at + 16].copy_from_slice(&v6.octets()),
+    }
+    bytes
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+#[test]
+fn the_longest_prefix_on_an_apps_lists_decides_who_is_denied() {
+    let mut kernel = Kernel::load();
+    kernel.set_service(Service { flags: SERVICE_LISTED, ..service() });
+    for (app, net, what) in [
+        (0, "10.0.0.0/8", LISTED_DENY),
+        (0, "10.1.0.0/16", LISTED_ALLOW),
+        (0, "10.1.1.7/32", LISTED_DENY),
+        (0, "fd00:bad::/32", LISTED_DENY),
+        (1, "192.0.2.0/24", LISTED_DENY),
+    ] {
+        let mut access: LpmTrie<_, [u32; 5], u32> =
+            kernel.ebpf.map_mut("ACCESS").expect("a map").try_into().expect("its type");
+        let listed = Listed { app, net: net.parse().expect("a prefix"), what };
+        access.insert(&listed.key(), listed.what, 0).expect("room");
+    }
+    let denied = ["10.9.0.7", "10.0.0.1", "10.1.1.7", "fd00:bad::1"];
+    let allowed = ["10.1.0.1", "10.1.1.8", "11.0.0.1", "192.0.2.1", "fd00:bae::1"];
+    for from in denied {
+        assert_eq!(kernel.verdict(&syn_from(address(from))), (XDP_DROP, Counter::XdpDenied.name()), "{from}");
+    }
+    for from in allowed {
+        assert_eq!(kernel.verdict(&syn_from(address(from))), (XDP_PASS, Counter::XdpSynWorker.name()), "{from}");
+    }
+    let open = packets::fixtures().into_iter().find(|f| f.name == "IPv4: ACK is established").expect("a fixture");
+    assert_eq!(kernel.verdict(&open.bytes), (XDP_PASS, Counter::XdpEstablished.name()), "what is open stays");
+    kernel.set_service(Service { flags: SERVICE_LISTED | SERVICE_ALLOWED_ONLY, ..service() });
+    for (from, counter) in [("11.0.0.1", Counter::XdpDenied), ("10.1.0.1", Counter::XdpSynWorker)] {
+        assert_eq!(kernel.run(&syn_from(address(from))).2, [counter.name()], "{from} with an allow list");
+    }
+}
+
+#[test]
+fn a_client_in_a_hurry_is_held_to_its_rate_and_takes_nothing_from_others() {
+    const BURST: u64 = 20;
+    // One a day at an even pace: how long the test takes makes no difference.
+    const DAY_NS: u64 = 24 * 3_600 * 1_000_000_000;
+    let mut kernel = Kernel::load();
+    kernel.set_service(Service { flags: SERVICE_LIMITED, ..service() });
+    let limits = Limits {
+        client_interval_ns: DAY_NS,
+        client_tolerance_ns: (BURST - 1) * DAY_NS,
+        app_interval_ns: DAY_NS,
+        app_tolerance_ns: (3 * BURST - 1) * DAY_NS,
+    };
+    let mut map: Array<_, Wire<Limits>> = kernel.ebpf.map_mut("LIMITS").expect("a map").try_into().expect("its type");
+    map.set(0, Wire(limits), 0).expect("room");
+    let mut passed = |from: &str| {
+        let syn = syn_from(address(from));
+        let verdicts: Vec<_> = (0..2 * BURST).map(|_| kernel.verdict(&syn)).collect();
+        let refused = verdicts.iter().find(|(verdict, _)| *verdict == XDP_DROP).expect("some are refused").1;
+        (verdicts.iter().filter(|(verdict, _)| *verdict == XDP_PASS).count() as u64, refused)
+    };
+    for client in ["192.0.2.1", "192.0.2.2", "fd00::1"] {
+        assert_eq!(passed(client), (BURST, Counter::XdpClientTooFast.name()), "{client}");
+    }
+    assert_eq!(passed("192.0.2.3"), (0, Counter::XdpAppTooFast.name()), "all together have used up theirs");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use super::{DONE, USAGE};
-use crate::config::{self, Affinity, App, Backend, Config, Forward, KernelPath};
+use crate::config::{self, Affinity, App, Backend, Config, Forward, KernelPath, Protect, Rate};
 use crate::datapath;
 
 pub(super) fn check(path: &Path) -> u8 {
@@ -32,6 +32,9 @@ fn render(path: &Path, config: &Config, missing: Option<&str>) -> String {
         let _ = writeln!(out, "  path      {path}");
         let _ = writeln!(out, "  why       {why}");
         let _ = writeln!(out, "  crowds    {}", crowds(app));
+        if app.protect != Protect::default() {
+            let _ = writeln!(out, "  protect   {}", protection(&app.protect, path));
+        }
         if !app.command.is_empty() {
             let _ = writeln!(out, "  workers   {}", workers(app));
             let _ = writeln!(out, "  command   {}", app.command.join(" "));
@@ -61,6 +64,21 @@ fn path_of(app: &App, kernel_path: KernelPath, missing: Option<&str>) -> (&'stat
         (_, KernelPath::Preferred, Some(missing)) => ("http", format!("no kernel path here: {missing}")),
         (_, _, None) => by_backends(app),
     }
+}
+
+fn protection(protect: &Protect, path: &str) -> String {
+    let mut words = Vec::new();
+    match (protect.allow.len(), protect.deny.len()) {
+        (0, 0) => {}
+        (0, denied) => words.push(format!("denied: {denied} on the list")),
+        (allowed, denied) => words.push(format!("allowed: {allowed} on the list and nobody else; denied: {denied}")),
+    }
+    let rates = [("a client", protect.client), ("all clients together", protect.app)];
+    for (whose, Rate { per_second, burst }) in rates.into_iter().filter_map(|(whose, rate)| Some((whose, rate?))) {
+        words.push(format!("new connections of {whose}: {per_second} a second, {burst} at once"));
+    }
+    let by = if path == "http" { "the HTTP path, at the door" } else { "XDP" };
+    format!("{}; by {by}", words.join("; "))
 }
 
 /// What becomes of an address that is many people.

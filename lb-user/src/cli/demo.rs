@@ -122,6 +122,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
         workers: Workers { min: WORKERS, max: WORKERS },
         timeouts: Timeouts { start: START, drain: Duration::from_secs(1), affinity: Duration::from_secs(3600) },
         health: Health { path: None },
+        protect: config::Protect::default(),
         client: config::Client { ipv4: 32, ipv6: 64, auto_promote: 16 },
         cookie: Cookie { name: "homing".to_owned(), secure: Secure::Never },
     };

@@ -31,10 +31,26 @@ fn render(status: &Status, now: u64) -> String {
     } else {
         let _ = writeln!(out, "kernel path: off; {}", kernel.reason.as_deref().unwrap_or("no reason given"));
     }
+    let refused = refused(status);
+    if !refused.is_empty() {
+        let _ = writeln!(out, "refused new connections: {}", refused.join(", "));
+    }
     for app in &status.apps {
         render_app(&mut out, app, now);
     }
     out
+}
+
+/// What protection has kept out.
+fn refused(status: &Status) -> Vec<String> {
+    let reasons: [(&str, &[&str]); 3] = [
+        ("denied by list", &["xdp_denied", "lookup_denied", "http_denied"]),
+        ("client too fast", &["xdp_client_too_fast", "http_client_too_fast"]),
+        ("app too fast", &["xdp_app_too_fast", "http_app_too_fast"]),
+    ];
+    let sum = |names: &[&str]| names.iter().filter_map(|name| status.counters.get(*name)).sum::<u64>();
+    let counted = reasons.into_iter().map(|(reason, names)| (reason, sum(names)));
+    counted.filter(|(_, count)| *count > 0).map(|(reason, count)| format!("{count} {reason}")).collect()
 }
 
 fn render_app(out: &mut String, app: &AppStatus, now: u64) {

@@ -6,6 +6,7 @@ mod backends;
 mod command;
 mod homing;
 mod listen;
+mod protect;
 mod reader;
 mod value;
 

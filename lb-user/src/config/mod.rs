@@ -6,9 +6,11 @@ pub mod file;
 mod location;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 pub use errors::{Errors, Problem};
 
@@ -62,6 +64,7 @@ pub struct App {
     pub timeouts: Timeouts,
     pub health: Health,
     pub client: Client,
+    pub protect: Protect,
     pub cookie: Cookie,
 }
 
@@ -153,6 +156,60 @@ pub struct Timeouts {
 pub struct Health {
     /// GET this; 2xx or 3xx is ready. Absent: a TCP connect.
     pub path: Option<String>,
+}
+
+/// Who may connect, and how often.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Protect {
+    /// Where it is not empty, nobody else may.
+    pub allow: Vec<IpNet>,
+    /// Between the two lists the longest prefix decides.
+    pub deny: Vec<IpNet>,
+    /// New connections of one client.
+    pub client: Option<Rate>,
+    /// New connections of all clients together.
+    pub app: Option<Rate>,
+}
+
+/// New connections per second, and how many may come at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// 1 to 1,000,000.
+    pub per_second: u32,
+    /// 1 to 10,000,000.
+    pub burst: u32,
+}
+
+impl Rate {
+    /// Between arrivals at an even pace.
+    pub fn interval_ns(self) -> u64 {
+        1_000_000_000 / u64::from(self.per_second)
+    }
+
+    /// How early an arrival may come.
+    pub fn tolerance_ns(self) -> u64 {
+        self.interval_ns() * u64::from(self.burst - 1)
+    }
+}
+
+impl Protect {
+    pub fn has_lists(&self) -> bool {
+        !(self.allow.is_empty() && self.deny.is_empty())
+    }
+
+    pub fn has_rates(&self) -> bool {
+        self.client.is_some() || self.app.is_some()
+    }
+
+    /// As the kernel's programs decide it.
+    pub fn is_denied(&self, address: IpAddr) -> bool {
+        let longest = |list: &[IpNet]| list.iter().filter(|net| net.contains(&address)).map(IpNet::prefix_len).max();
+        match (longest(&self.allow), longest(&self.deny)) {
+            (allowed, Some(denied)) => allowed.is_none_or(|allowed| allowed < denied),
+            (None, None) => !self.allow.is_empty(),
+            (Some(_), None) => false,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

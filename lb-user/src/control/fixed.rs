@@ -2,12 +2,18 @@
 
 use std::sync::Arc;
 
-use lb_common::abi::{SERVICE_AUTO, SERVICE_HTTP_ONLY, SERVICE_REMOTE, SERVICE_SOCKETS, Service};
+use lb_common::abi::{
+    LISTED_ALLOW, LISTED_DENY, Limits, SERVICE_ALLOWED_ONLY, SERVICE_AUTO, SERVICE_HTTP_ONLY, SERVICE_LIMITED,
+    SERVICE_LISTED, SERVICE_REMOTE, SERVICE_SOCKETS, Service,
+};
 use lb_common::maglev;
+
+use ipnet::IpNet;
 
 use super::remotes;
 use super::state::AppSpec;
-use crate::config::{Affinity, App, Backend, Cookie, Forward};
+use crate::config::{Affinity, App, Backend, Cookie, Forward, Protect, Rate};
+use crate::datapath::Listed;
 use crate::proxy::CookieKeys;
 
 /// Of one app.
@@ -15,6 +21,8 @@ pub(super) struct Fixed {
     pub(super) service: Service,
     pub(super) cookie: Arc<Cookie>,
     pub(super) name: Arc<str>,
+    /// Where the HTTP path refuses; the kernel's programs do it otherwise.
+    pub(super) protect: Option<Arc<Protect>>,
 }
 
 pub(super) fn spec(app: &App) -> AppSpec {
@@ -35,6 +43,20 @@ fn ring_len(app: &App) -> u32 {
 
 /// What of the app's services never changes while homing runs.
 fn flags(app: &App) -> u32 {
+    let mut flags = path_flags(app);
+    if app.protect.has_lists() {
+        flags |= SERVICE_LISTED;
+    }
+    if !app.protect.allow.is_empty() {
+        flags |= SERVICE_ALLOWED_ONLY;
+    }
+    if app.protect.has_rates() {
+        flags |= SERVICE_LIMITED;
+    }
+    flags
+}
+
+fn path_flags(app: &App) -> u32 {
     let auto = match app.affinity_in_force() {
         Affinity::Cookie => return SERVICE_HTTP_ONLY,
         Affinity::Auto => SERVICE_AUTO,
@@ -48,7 +70,7 @@ fn flags(app: &App) -> u32 {
     }
 }
 
-pub(super) fn fix(number: usize, app: &App, keys: &CookieKeys) -> Fixed {
+pub(super) fn fix(number: usize, app: &App, keys: &CookieKeys, has_kernel: bool) -> Fixed {
     /// Bits of an address in its IPv4-mapped form before the IPv4 part.
     const V4_OFFSET: u16 = 96;
     Fixed {
@@ -64,5 +86,22 @@ pub(super) fn fix(number: usize, app: &App, keys: &CookieKeys) -> Fixed {
         },
         cookie: Arc::new(app.cookie.clone()),
         name: app.name.as_str().into(),
+        protect: (!has_kernel && app.protect != Protect::default()).then(|| Arc::new(app.protect.clone())),
     }
+}
+
+/// What the kernel's programs need for the app's protection: its lists and its rates.
+pub(super) fn protection(number: usize, app: &App) -> (Vec<Listed>, Limits) {
+    let listed = |what| move |&net: &IpNet| Listed { app: number as u32, net, what };
+    let lists =
+        app.protect.allow.iter().map(listed(LISTED_ALLOW)).chain(app.protect.deny.iter().map(listed(LISTED_DENY)));
+    let interval = |rate: Option<Rate>| rate.map_or(0, Rate::interval_ns);
+    let tolerance = |rate: Option<Rate>| rate.map_or(0, Rate::tolerance_ns);
+    let limits = Limits {
+        client_interval_ns: interval(app.protect.client),
+        client_tolerance_ns: tolerance(app.protect.client),
+        app_interval_ns: interval(app.protect.app),
+        app_tolerance_ns: tolerance(app.protect.app),
+    };
+    (lists.collect(), limits)
 }

@@ -182,11 +182,15 @@ impl Runner {
         };
         let worker = choice.backend().and_then(|backend| self.id(backend));
         let takes_family = choice.backend().is_some_and(|backend| self.takes_directly(backend, address));
+        let is_denied = self.config.apps[app].protect.is_denied(address);
         let by_kernel = self.kernel_status.active && takes_family;
         let prefix = prefix(&self.config.apps[app].client, client);
         let mut steps = vec![format!("client: {address} counts as {prefix}")];
         let mut would_change = Vec::new();
-        if let Some(promotion) = promotion {
+        if is_denied {
+            steps.push("denied by the app's lists: its new connections are refused".to_owned());
+            would_change.push("protect.allow and protect.deny in the app's configuration".to_owned());
+        } else if let Some(promotion) = promotion {
             let ago = self.bindings.now_s().wrapping_sub(promotion.seen_s);
             steps.push(format!(
                 "promoted: more than {} connections at once; the HTTP path tells its users apart by cookie, one of them was \
@@ -233,8 +237,16 @@ impl Runner {
             app: name.to_owned(),
             address,
             client: prefix,
-            path: if by_kernel { "kernel" } else { "http" }.to_owned(),
+            path: if is_denied {
+                "none"
+            } else if by_kernel {
+                "kernel"
+            } else {
+                "http"
+            }
+            .to_owned(),
             rule: match choice {
+                _ if is_denied => "denied",
                 Choice::Ring(_) => "ring",
                 Choice::Bound(_) => "bound",
                 Choice::HttpOnly => "cookie",
@@ -242,7 +254,7 @@ impl Runner {
                 Choice::NoWorker => "no_worker",
             }
             .to_owned(),
-            worker,
+            worker: worker.filter(|_| !is_denied),
             slot: (!by_cookie && promotion.is_none()).then_some(slot_number),
             ring_len: route.ring.len() as u32,
             in_transition: !slot.previous.is_none(),

@@ -88,8 +88,10 @@ impl Runner {
     pub fn start(parts: Parts) -> anyhow::Result<Self> {
         let Parts { config, keys, kernel, bindings, snapshots, notices, requests, proxy } = parts;
         let specs: Vec<AppSpec> = config.apps.iter().map(fixed::spec).collect();
-        let fixed = config.apps.iter().enumerate().map(|(number, app)| fixed::fix(number, app, &keys)).collect();
-        let (launcher, messages) = Launcher::new(&config.homing, matches!(kernel, Kernel::On(_)));
+        let has_kernel = matches!(kernel, Kernel::On(_));
+        let fixed = config.apps.iter().enumerate();
+        let fixed = fixed.map(|(number, app)| fixed::fix(number, app, &keys, has_kernel)).collect();
+        let (launcher, messages) = Launcher::new(&config.homing, has_kernel);
         let kernel_status = super::report::kernel_status(&kernel);
         let sockets = vec![true; config.apps.len()];
         let mut runner = Self {
@@ -113,6 +115,7 @@ impl Runner {
             adopting: true,
             exiting: false,
         };
+        runner.publish_protection()?;
         runner.publish_services()?;
         runner.adopt();
         runner.adopting = false;
@@ -317,6 +320,16 @@ impl Runner {
         if let Some(Err(error)) = self.kernel.datapath().map(change) {
             tracing::error!(%error, "the kernel did not {what}; its clients are served on the HTTP path");
         }
+    }
+
+    /// Before the services, which refer to it.
+    fn publish_protection(&mut self) -> anyhow::Result<()> {
+        let Some(datapath) = self.kernel.datapath() else { return Ok(()) };
+        let (lists, limits): (Vec<_>, Vec<_>) =
+            self.config.apps.iter().enumerate().map(|(number, app)| fixed::protection(number, app)).unzip();
+        datapath.publish_lists(&lists.concat())?;
+        datapath.publish_limits(&limits)?;
+        Ok(())
     }
 
     pub(super) fn publish_services(&mut self) -> anyhow::Result<()> {

@@ -25,6 +25,7 @@ pub(super) fn snapshot(
             app: number,
             affinity: config.affinity_in_force(),
             cookie: Arc::clone(&fixed.cookie),
+            protect: fixed.protect.clone(),
             hold: config.timeouts.start,
             service: fixed.service,
             ring: Arc::clone(&app.ring),

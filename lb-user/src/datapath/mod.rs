@@ -5,6 +5,7 @@
 mod attach;
 mod bindings;
 mod interfaces;
+mod lists;
 mod pin;
 pub mod pod;
 mod routes;
@@ -15,14 +16,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash};
+use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash};
 use lb_common::abi::{
-    Backend, BackendId, Counter, FAMILY_V4, FAMILY_V6, Live, Owner, Service, ServiceKey, Slot, SocketKey,
+    Backend, BackendId, Counter, FAMILY_V4, FAMILY_V6, Limits, Live, Owner, Service, ServiceKey, Slot, SocketKey,
 };
 
 pub use attach::{Attached, Mode};
 pub use bindings::KernelBindings;
 pub use interfaces::carrying;
+pub use lists::Listed;
 pub use pin::detach;
 pub use routes::{allow_route_lookups, source_towards};
 
@@ -33,8 +35,9 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("HOMING_EBPF_OBJECT"
 
 /// The pinned maps. OWNERS too: connections accepted before a restart carry its values.
 /// Only what a new program may begin anew (ways, fragments under reassembly, budgets) is left out.
-const MAPS: [&str; 11] = [
-    "META", "SERVICES", "RINGS", "BACKENDS", "SOCKETS", "BINDINGS", "OPENING", "PROMOTED", "LIVE", "COUNTERS", "OWNERS",
+const MAPS: [&str; 12] = [
+    "ACCESS", "META", "SERVICES", "RINGS", "BACKENDS", "SOCKETS", "BINDINGS", "OPENING", "PROMOTED", "LIVE",
+    "COUNTERS", "OWNERS",
 ];
 
 /// `BPF_F_INNER_MAP` (Linux 5.10): inner maps of one array of maps may differ in length.
@@ -90,6 +93,8 @@ pub struct Datapath {
     owners: SkStorage<MapData, Wire<Owner>>,
     live: HashMap<MapData, Wire<BackendId>, Wire<Live>>,
     counters: PerCpuArray<MapData, u64>,
+    access: LpmTrie<MapData, [u32; 5], u32>,
+    limits: Array<MapData, Wire<Limits>>,
     bindings: Arc<KernelBindings>,
 }
 
@@ -124,6 +129,8 @@ impl Datapath {
             owners: typed(&mut ebpf, "OWNERS")?,
             live: hash_map(&mut ebpf, "LIVE")?,
             counters: typed(&mut ebpf, "COUNTERS")?,
+            access: typed(&mut ebpf, "ACCESS")?,
+            limits: typed(&mut ebpf, "LIMITS")?,
             bindings: Arc::new(bindings),
         })
     }

@@ -2,8 +2,8 @@
 #![allow(unsafe_code)]
 
 use lb_common::abi::{
-    Backend, BackendId, Binding, BindingKey, FragmentKey, Live, Owner, Promotion, Route, Service, ServiceKey, Slot,
-    SocketKey,
+    Backend, BackendId, Binding, BindingKey, FragmentKey, Limits, Live, Owner, Promotion, Route, Service, ServiceKey,
+    Slot, SocketKey,
 };
 
 /// An ABI value as map bytes.
@@ -27,6 +27,7 @@ plain_bytes!(
     Binding,
     BindingKey,
     FragmentKey,
+    Limits,
     Live,
     Owner,
     Promotion,

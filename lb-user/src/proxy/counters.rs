@@ -27,6 +27,12 @@ macro_rules! counters {
 counters! {
     /// Connections accepted.
     Connections = "http_connections",
+    /// Connections closed at the door, where no kernel path does it: the app's lists deny the address.
+    Denied = "http_denied",
+    /// Connections closed at the door, where no kernel path does it: one client is faster than `protect.client_rate`.
+    ClientTooFast = "http_client_too_fast",
+    /// Connections closed at the door, where no kernel path does it: all clients are faster than `protect.app_rate`.
+    AppTooFast = "http_app_too_fast",
     /// Requests received, refused ones included.
     Requests = "http_requests",
     /// Requests held because no worker could take them.

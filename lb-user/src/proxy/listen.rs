@@ -149,6 +149,13 @@ fn start(
     SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE))?;
     // An IPv4 client of a dual-stack listener is an IPv4 client.
     let address = peer.ip().to_canonical();
+    if let Some(route) = proxy.route(app)
+        && let Some(protect) = &route.protect
+        && let Some(refusal) = proxy.pace.refusal(&route, protect, address)
+    {
+        proxy.counters.add(refusal);
+        return Ok(());
+    }
     let connection = Arc::new(Connection {
         proxy: Arc::clone(proxy),
         app,

@@ -12,6 +12,7 @@ mod check;
 mod cookie;
 mod counters;
 mod crowd;
+mod guard;
 mod handle;
 mod headers;
 mod keys;
@@ -71,6 +72,7 @@ struct Inner {
     connections: listen::OpenConnections,
     /// The same by client, where that matters.
     crowds: crowd::Crowds,
+    pace: guard::Pace,
     /// Taken from looking for the least loaded worker to reserving a place there.
     assigning: Mutex<()>,
 }
@@ -90,6 +92,7 @@ impl Proxy {
             holding: admit::Holding::default(),
             connections: listen::OpenConnections::default(),
             crowds: crowd::Crowds::default(),
+            pace: guard::Pace::default(),
             assigning: Mutex::new(()),
         }))
     }

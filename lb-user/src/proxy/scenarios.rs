@@ -1,5 +1,6 @@
 //! Affinity, waiting and failing as a client of the HTTP path sees them.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::net::TcpListener;
 
 use super::testing::*;
 use super::{Counter, Shutdown};
-use crate::config::Affinity;
+use crate::config::{Affinity, Protect, Rate};
 use crate::routing::{AppRoute, Bindings, Notice};
 
 #[tokio::test]
@@ -192,6 +193,24 @@ async fn more_connections_than_one_person_makes_promote_an_address_on_the_http_p
         soon("an answer", held.last_mut().unwrap().readable()).await.unwrap();
     }
     assert!(world.bindings.promotion(&key).is_some());
+}
+
+#[tokio::test]
+async fn without_a_kernel_path_denied_and_hasty_clients_are_turned_away_at_the_door() {
+    let workers = workers(1).await;
+    let protected = |protect| AppRoute { protect: Some(Arc::new(protect)), ..route(Affinity::Ip, routes(&workers)) };
+    let nets = |net: &str| vec![net.parse().expect("a prefix")];
+    let rate = |burst| Some(Rate { per_second: 1, burst });
+    let world = world(protected(Protect { deny: nets("127.0.0.0/8"), ..Protect::default() })).await;
+    assert_eq!(world.get("").await.0, "", "closed without a word");
+    world.publish(protected(Protect { allow: nets("10.0.0.0/8"), ..Protect::default() }));
+    assert_eq!(world.get("").await.0, "");
+    assert_eq!(world.count(Counter::Denied), 2);
+    let inner = Protect { allow: nets("127.0.0.1/32"), deny: nets("127.0.0.0/8"), client: rate(2), app: rate(3) };
+    world.publish(protected(inner));
+    assert_eq!((world.get("").await.status(), world.get("").await.status()), (200, 200), "the longest prefix decides");
+    assert_eq!(world.get("").await.0, "", "the third is one too many for a client");
+    assert_eq!((world.count(Counter::ClientTooFast), world.count(Counter::AppTooFast)), (1, 0));
 }
 
 #[tokio::test]

@@ -164,6 +164,7 @@ pub fn route(affinity: Affinity, workers: Vec<WorkerRoute>) -> AppRoute {
         name: "sales".into(),
         app: 0,
         affinity,
+        protect: None,
         cookie: Arc::new(config::Cookie { name: "homing".into(), secure: Secure::Auto }),
         hold: PATIENCE,
         service: Service {

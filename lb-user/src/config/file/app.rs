@@ -11,6 +11,7 @@ use toml::de::DeValue;
 use super::backends;
 use super::command;
 use super::listen::{self, Taken};
+use super::protect;
 use super::reader::{Given, Table, shown};
 use super::value;
 use super::{NOT_YET_HEALTH, NOT_YET_TIMEOUTS, NOT_YET_WORKERS};
@@ -29,6 +30,7 @@ const KNOWN: &[&str] = &[
     "timeouts",
     "health",
     "client",
+    "protect",
     "cookie",
 ];
 
@@ -88,6 +90,7 @@ impl<'b> Apps<'b> {
             timeouts: table.table("timeouts").map_or(DEFAULT_TIMEOUTS, |table| timeouts(&table)),
             health: health(table),
             client: table.table("client").map_or(DEFAULT_CLIENT, |table| client(&table)),
+            protect: protect::protect(table),
             cookie: cookie(table),
             name,
         };

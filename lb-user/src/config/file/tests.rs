@@ -9,7 +9,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{Affinity, App, Client, Cookie, Health, KernelPath, Secure, Timeouts, Workers};
+use crate::config::{Affinity, App, Client, Cookie, Health, KernelPath, Protect, Rate, Secure, Timeouts, Workers};
 
 /// What every app needs, in three lines.
 const APP: &str = "[[app]]\nname = \"sales\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\n";
@@ -50,6 +50,7 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
             },
             health: Health { path: None },
             client: Client { ipv4: 32, ipv6: 64, auto_promote: 16 },
+            protect: Protect::default(),
             cookie: Cookie { name: "homing".to_owned(), secure: Secure::Auto },
         }]
     );
@@ -83,6 +84,7 @@ fn every_key_is_read() {
         workers = { min = 0, max = 1_024 }
         timeouts = { start = "500ms", drain = "0s", affinity = "2d" }
         health.path = "/health?deep=1"
+        protect = { allow = ["10.0.0.0/8", "fd00::7"], deny = ["10.1.0.0/16"], client_rate = 5, app_rate = 100, app_burst = 7 }
         client = { ipv4_prefix = 24, ipv6_prefix = 0x30, auto_promote = 40 }
         cookie = { name = "__Host-id", secure = "always" }
         [[app]]
@@ -104,6 +106,15 @@ fn every_key_is_read() {
     let Timeouts { start, drain, affinity } = app.timeouts;
     assert_eq!((start.as_millis(), drain.as_millis(), affinity.as_secs()), (500, 0, 172_800));
     assert_eq!(app.health.path.as_deref(), Some("/health?deep=1"));
+    assert_eq!(
+        app.protect,
+        Protect {
+            allow: ["10.0.0.0/8", "fd00::7/128"].map(|net| net.parse().unwrap()).to_vec(),
+            deny: vec!["10.1.0.0/16".parse().unwrap()],
+            client: Some(Rate { per_second: 5, burst: 50 }),
+            app: Some(Rate { per_second: 100, burst: 7 }),
+        }
+    );
     assert_eq!(app.client, Client { ipv4: 24, ipv6: 48, auto_promote: 40 });
     assert_eq!(app.cookie, Cookie { name: "__Host-id".to_owned(), secure: Secure::Always });
     assert_eq!(config.apps[1].name, "b");
@@ -206,6 +217,20 @@ const WRONG: &[(&str, &str)] = &[
     ("workers = { min = 3, max = 2 }", "5:28: `max` is 2, below `min`, 3; raise one or lower the other"),
     ("workers.min = 5", "5:15: `min` is 5, above `max`, which is 4 unless given; add max = 5 or more"),
     ("client.ipv4_prefix = 33", "5:22: `ipv4_prefix` must be from 0 to 32"),
+    ("protect.allow = [\"10.0.0.1/8\"]", "5:18: 10.0.0.1/8 has an address within the prefix; write 10.0.0.0/8"),
+    (
+        "protect.deny = [\"example.org\"]",
+        "5:17: `example.org` must be an address or a prefix, such as 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32",
+    ),
+    (
+        "protect = { allow = [\"10.0.0.0/8\"], deny = [\"10.0.0.0/8\"] }",
+        "5:45: 10.0.0.0/8 is in `allow` and in `deny`; remove one",
+    ),
+    (
+        "protect.client_burst = 5",
+        "5:24: `client_burst` without `client_rate` limits nothing; add client_rate, or remove it",
+    ),
+    ("protect.app_rate = 0", "5:20: `app_rate` must be from 1 to 1000000"),
     ("client.auto_promote = 0", "5:23: `auto_promote` must be from 1 to 65535"),
     ("client.ipv6_prefix = 129", "5:22: `ipv6_prefix` must be from 0 to 128"),
     // Durations.
