@@ -96,6 +96,8 @@ pub const SERVICE_LISTED: u32 = 16;
 pub const SERVICE_ALLOWED_ONLY: u32 = 32;
 /// New connections are counted against the app's rates.
 pub const SERVICE_LIMITED: u32 = 64;
+/// XDP may answer a SYN with a cookie while the worker's queue is full.
+pub const SERVICE_SYNCOOKIES: u32 = 128;
 
 /// A service: what `choose` needs to know of the app behind it.
 #[repr(C)]
@@ -328,6 +330,8 @@ counters! {
     XdpEstablished = "xdp_established",
     /// XDP: a SYN to a service that a worker will get.
     XdpSynWorker = "xdp_syn_worker",
+    /// XDP: a SYN answered with a cookie, because the worker's queue of half-open connections is full.
+    XdpSyncookie = "xdp_syncookie",
     /// XDP: a SYN to a service that the HTTP path will get.
     XdpSynHttp = "xdp_syn_http",
     /// XDP: a later fragment to an address; its ports are unknown, passed.

@@ -18,3 +18,4 @@ pub mod hash;
 #[cfg(feature = "alloc")]
 pub mod maglev;
 pub mod parse;
+pub mod synack;

@@ -237,7 +237,11 @@ fn sum_at(packet: &XdpPacket, offset: usize, len: usize) -> Option<u32> {
 
 /// Back to where it came from: the link header turned round, tags as they were, these headers, the quote.
 #[inline(always)]
-fn answer<const QUOTE: usize, const HEADERS: usize>(ctx: &XdpContext, network: usize, headers: [u8; HEADERS]) -> u32 {
+pub fn answer<const QUOTE: usize, const HEADERS: usize>(
+    ctx: &XdpContext,
+    network: usize,
+    headers: [u8; HEADERS],
+) -> u32 {
     let sent = match network {
         14 => answer_after::<2, QUOTE, HEADERS>(ctx, headers),
         18 => answer_after::<6, QUOTE, HEADERS>(ctx, headers),

@@ -8,6 +8,7 @@
 #![allow(internal_features)]
 #![allow(unsafe_code)]
 
+mod cookie;
 mod forward;
 mod guard;
 mod maps;
@@ -18,7 +19,9 @@ mod steer;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::macros::{btf_tracepoint, sk_lookup, xdp};
 use aya_ebpf::programs::{BtfTracePointContext, SkLookupContext, XdpContext};
-use lb_common::abi::{Counter, PROTO_TCP, SERVICE_LIMITED, SERVICE_LISTED, SERVICE_REMOTE, SocketKey};
+use lb_common::abi::{
+    Counter, PROTO_TCP, SERVICE_LIMITED, SERVICE_LISTED, SERVICE_REMOTE, SERVICE_SYNCOOKIES, SocketKey,
+};
 use lb_common::affinity::{self, Choice};
 use lb_common::parse::{self, Frame};
 
@@ -31,9 +34,13 @@ pub fn homing_xdp(ctx: XdpContext) -> u32 {
     let mut outgoing = Outgoing::NOWHERE;
     match steer(&ctx, &mut outgoing) {
         XDP_TX => forward::send(&ctx, &outgoing),
+        OPENS => cookie::relieve(&ctx, &outgoing),
         verdict => verdict,
     }
 }
+
+/// What `steer` says of a packet that opens a connection to a worker; beyond the verdicts of XDP.
+const OPENS: u32 = 16;
 
 /// A function of its own, done before `send` begins: both would not fit on the 512 bytes of one stack.
 #[inline(never)]
@@ -50,6 +57,12 @@ fn steer(ctx: &XdpContext, leaving: &mut Outgoing) -> u32 {
         Steered::Refused(counter) => {
             maps::count(counter);
             XDP_DROP
+        }
+        Steered::Opens(backend, network, is_v4) => {
+            leaving.opens = backend;
+            leaving.network = usize::from(network);
+            leaving.is_v4 = is_v4;
+            OPENS
         }
     }
 }
@@ -76,15 +89,15 @@ fn decide(ctx: &XdpContext) -> Steered {
     if service.flags & SERVICE_REMOTE != 0 {
         return steer::segment(ctx, &service, &segment, is_opening);
     }
-    Steered::Stays(if matches!(frame, Frame::IcmpError(_)) {
-        Counter::XdpIcmp
-    } else if !is_opening {
-        Counter::XdpEstablished
-    } else if affinity::choose(&KernelTables, &service, segment.source).backend().is_some() {
-        Counter::XdpSynWorker
-    } else {
-        Counter::XdpSynHttp
-    })
+    if !is_opening {
+        let is_error = matches!(frame, Frame::IcmpError(_));
+        return Steered::Stays(if is_error { Counter::XdpIcmp } else { Counter::XdpEstablished });
+    }
+    match affinity::choose(&KernelTables, &service, segment.source).backend() {
+        Some(_) if service.flags & SERVICE_SYNCOOKIES == 0 => Steered::Stays(Counter::XdpSynWorker),
+        Some(backend) => Steered::Opens(backend, segment.network, segment.source.is_v4()),
+        None => Steered::Stays(Counter::XdpSynHttp),
+    }
 }
 
 /// Delivers a new connection to the chosen worker's listening socket. Whatever is in the way, the kernel goes on to

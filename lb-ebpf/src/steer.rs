@@ -5,7 +5,8 @@ use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
-    Backend, BackendId, Binding, BindingKey, Counter, FORWARD_HTTP, FragmentKey, PROTO_TCP, SERVICE_SOCKETS, Service,
+    Backend, BackendId, Binding, BindingKey, Counter, FORWARD_HTTP, FragmentKey, PROTO_TCP, SERVICE_SOCKETS,
+    SERVICE_SYNCOOKIES, Service,
 };
 use lb_common::addr::Addr;
 use lb_common::affinity::{self, Choice, Flow};
@@ -24,9 +25,11 @@ pub enum Steered {
     Leaves(Outgoing),
     /// It goes no further.
     Refused(Counter),
+    /// It opens a connection to this worker; where its IP header begins, and whether that is IPv4's.
+    Opens(BackendId, u16, bool),
 }
 
-/// A packet for a remote backend.
+/// A packet for a backend.
 pub struct Outgoing {
     /// Where its IP header begins.
     pub network: usize,
@@ -34,10 +37,13 @@ pub struct Outgoing {
     /// The flow's hash, for who spreads flows by ports.
     pub flow: u32,
     pub backend: *const Backend,
+    /// The worker that it opens a connection to, if it does not leave.
+    pub opens: BackendId,
 }
 
 impl Outgoing {
-    pub const NOWHERE: Self = Self { network: 0, is_v4: false, flow: 0, backend: core::ptr::null() };
+    pub const NOWHERE: Self =
+        Self { network: 0, is_v4: false, flow: 0, backend: core::ptr::null(), opens: BackendId::NONE };
 }
 
 /// A packet of a service whose ring may name remote backends.
@@ -56,8 +62,15 @@ pub fn segment(ctx: &XdpContext, service: &Service, segment: &Segment, is_openin
     // Nobody, or somebody who has just died: homing's own listener answers.
     let Some(backend) = flow.backend().and_then(maps::backend) else { return Steered::Stays(stays) };
     if backend.forward <= FORWARD_HTTP {
-        let is_worker = is_opening && backend.forward != FORWARD_HTTP;
-        return Steered::Stays(if is_worker { Counter::XdpSynWorker } else { stays });
+        if is_opening && backend.forward != FORWARD_HTTP {
+            let is_cautious = service.flags & SERVICE_SYNCOOKIES == 0;
+            return if is_cautious {
+                Steered::Stays(Counter::XdpSynWorker)
+            } else {
+                Steered::Opens(backend.id, segment.network, segment.source.is_v4())
+            };
+        }
+        return Steered::Stays(stays);
     }
     if !is_opening
         && service.flags & SERVICE_SOCKETS != 0
@@ -74,7 +87,13 @@ pub fn segment(ctx: &XdpContext, service: &Service, segment: &Segment, is_openin
     }
     let ports = (u64::from(segment.source_port) << 16) | u64::from(segment.destination_port);
     let flow = hash::mix(ports, segment.source) as u32;
-    Steered::Leaves(Outgoing { network: usize::from(segment.network), is_v4: segment.source.is_v4(), flow, backend })
+    Steered::Leaves(Outgoing {
+        network: usize::from(segment.network),
+        is_v4: segment.source.is_v4(),
+        flow,
+        backend,
+        opens: BackendId::NONE,
+    })
 }
 
 /// Later fragments follow the first. One that came before it, or of a packet for this machine, is the kernel's.
@@ -86,7 +105,13 @@ pub fn later_fragment(fragment: &Fragment) -> Steered {
     let Some(backend) = known.and_then(|&id| maps::backend(id)) else {
         return Steered::Stays(Counter::XdpFragment);
     };
-    Steered::Leaves(Outgoing { network: usize::from(network), is_v4: source.is_v4(), flow: id, backend })
+    Steered::Leaves(Outgoing {
+        network: usize::from(network),
+        is_v4: source.is_v4(),
+        flow: id,
+        backend,
+        opens: BackendId::NONE,
+    })
 }
 
 /// While a slot is in transition its clients are written down: who opens to the new owner, and who was with another.

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -52,6 +52,37 @@ pub(crate) fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` always names the same open descriptor, and is closed only after `AsyncFd` deregistered it.
     let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
     registered.map_err(|error| error.into_parts().1)
+}
+
+/// The driver of a network interface, as `ethtool -i` names it.
+pub(crate) fn driver_of(interface: &str) -> io::Result<String> {
+    /// `struct ethtool_drvinfo` and `ETHTOOL_GDRVINFO` (Linux: include/uapi/linux/ethtool.h).
+    #[repr(C)]
+    struct DriverInfo {
+        command: u32,
+        driver: [u8; 32],
+        rest: [u8; 160],
+    }
+    const GET_DRIVER_INFO: u32 = 3;
+    let mut info = DriverInfo { command: GET_DRIVER_INFO, driver: [0; 32], rest: [0; 160] };
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: (&raw mut info).cast() },
+    };
+    if interface.len() >= libc::IFNAMSIZ {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from.cast_signed();
+    }
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    // SAFETY: the request is whole and points to a structure of the size that the command fills; both outlive the call.
+    let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    if answer != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let name = info.driver.split(|&byte| byte == 0).next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(name).into_owned())
 }
 
 /// A descriptor that homing itself was started with, by someone who forgot O_CLOEXEC, must not reach the workers.

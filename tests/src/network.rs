@@ -44,6 +44,24 @@ impl Namespace {
         run(&[&["ip", "-n", &self.name], arguments].concat());
     }
 
+    /// An XDP program on this end of a cable that lets everything pass, for as long as the value lives: a veth takes
+    /// frames from the XDP of its other end only then.
+    pub fn let_pass(&self, device: &str) -> aya::Ebpf {
+        self.enter(|| {
+            let mut ebpf = aya::EbpfLoader::new().load(homing::datapath::OBJECT).expect("the object loads");
+            let program: &mut aya::programs::Xdp =
+                ebpf.program_mut("homing_xdp").expect("a program").try_into().expect("its type");
+            program.load().expect("it loads");
+            program.attach(device, aya::programs::xdp::XdpMode::Driver).expect("veth takes XDP");
+            ebpf
+        })
+    }
+
+    /// A program in this namespace.
+    pub fn run(&self, words: &[&str]) {
+        run(&[&["ip", "netns", "exec", &self.name], words].concat());
+    }
+
     /// Any program in this namespace. `ip netns exec` would hide the BPF file system.
     pub fn wrapper(&self) -> [String; 2] {
         ["nsenter".to_owned(), format!("--net=/run/netns/{}", self.name)]
@@ -117,7 +135,7 @@ impl Lan {
             let namespace = Namespace::new(role);
             namespace.ip(&["link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", switch.name()]);
             // A frame that homing sends on must have its checksums.
-            run(&["ip", "netns", "exec", namespace.name(), "ethtool", "-K", "eth0", "tx", "off"]);
+            namespace.run(&["ethtool", "-K", "eth0", "tx", "off"]);
             switch.ip(&["link", "set", port, "master", "br0", "up"]);
             namespace.ip(&["link", "set", "eth0", "up"]);
             namespace
@@ -133,14 +151,7 @@ impl Lan {
         for number in 1..=clients {
             there.ip(&["address", "add", &format!("{}/16", client_v4(number)), "dev", "eth0"]);
         }
-        let pass = switch.enter(|| {
-            let mut ebpf = aya::EbpfLoader::new().load(homing::datapath::OBJECT).expect("the object loads");
-            let program: &mut aya::programs::Xdp =
-                ebpf.program_mut("homing_xdp").expect("a program").try_into().expect("its type");
-            program.load().expect("it loads");
-            program.attach("homing", aya::programs::xdp::XdpMode::Driver).expect("veth takes XDP");
-            ebpf
-        });
+        let pass = switch.let_pass("homing");
         Self { homing, backends, clients: there, _switch: switch, _pass: pass }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use lb_common::abi::{BackendId, SERVICE_SOCKETS, Service, ServiceKey};
+use lb_common::abi::{BackendId, SERVICE_SOCKETS, SERVICE_SYNCOOKIES, Service, ServiceKey};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -333,6 +333,10 @@ impl Runner {
     }
 
     pub(super) fn publish_services(&mut self) -> anyhow::Result<()> {
+        // Interfaces that the configuration names are vouched for.
+        let is_vouched = !self.config.homing.interfaces.is_empty();
+        let answers = self.kernel.datapath().is_some_and(|datapath| is_vouched || datapath.answers_arrive());
+        let cookies = if answers { SERVICE_SYNCOOKIES } else { 0 };
         let services: Vec<_> = self
             .config
             .apps
@@ -340,7 +344,7 @@ impl Runner {
             .zip(self.fixed.iter().zip(&self.sockets))
             .flat_map(|(app, (fixed, &has_sockets))| {
                 let sockets = if has_sockets { SERVICE_SOCKETS } else { 0 };
-                let service = Service { flags: fixed.service.flags | sockets, ..fixed.service };
+                let service = Service { flags: fixed.service.flags | sockets | cookies, ..fixed.service };
                 app.listen.iter().map(move |at| (ServiceKey::tcp(at.ip().into(), at.port()), service))
             })
             .collect();

@@ -139,6 +139,13 @@ impl Datapath {
         &self.attached
     }
 
+    /// Whether what XDP answers leaves on every interface that it is on. A veth in native mode delivers it only where
+    /// the other end has an XDP program too, which cannot be seen from here.
+    pub fn answers_arrive(&self) -> bool {
+        let is_veth = |name: &str| crate::sys::driver_of(name).is_ok_and(|driver| driver == "veth");
+        !self.attached.iter().any(|attached| attached.mode == Mode::Native && is_veth(&attached.name))
+    }
+
     pub fn bindings(&self) -> Arc<KernelBindings> {
         Arc::clone(&self.bindings)
     }
