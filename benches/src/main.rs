@@ -1,5 +1,6 @@
 //! Benchmarks: cases side by side in one run, interleaved, as ratios. `cargo xtask bench` builds and runs this.
 
+mod datapath;
 mod load;
 mod path;
 mod report;
@@ -26,6 +27,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// The XDP program, packet by packet, beside the least that any program could do.
+    Datapath,
     /// The kernel path and the HTTP path against a direct connection to the same worker.
     Path,
 }
@@ -34,6 +37,7 @@ fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     let rounds = report::Rounds { count: cli.rounds, length: std::time::Duration::from_millis(cli.round_ms) };
     let cases = match cli.bench {
+        Bench::Datapath => datapath::run(rounds)?,
         Bench::Path => path::run(rounds)?,
     };
     print!("{}", report::table(&cases));

@@ -21,6 +21,16 @@ pub struct Case {
     pub baseline_value: f64,
     /// `value / baseline_value`.
     pub ratio: f64,
+    /// What it must not exceed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bar: Option<Bar>,
+}
+
+#[derive(Clone, Copy, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bar {
+    Ratio(f64),
+    Value(f64),
 }
 
 impl Case {
@@ -34,7 +44,19 @@ impl Case {
             baseline: baseline.to_owned(),
             baseline_value,
             ratio: value / baseline_value,
+            bar: None,
         }
+    }
+}
+
+impl Case {
+    fn verdict(&self) -> String {
+        let (is_met, bar) = match self.bar {
+            None => return String::new(),
+            Some(Bar::Ratio(bar)) => (self.ratio <= bar, format!("{bar} x")),
+            Some(Bar::Value(bar)) => (self.value <= bar, format!("{bar} {}", self.unit)),
+        };
+        format!("{} {bar}", if is_met { "within" } else { "OVER" })
     }
 }
 
@@ -46,15 +68,20 @@ fn median(values: &[f64]) -> f64 {
 
 pub fn table(cases: &[Case]) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "{:<34} {:>12} {:>12} {:<11} {:>6}", "CASE", "VALUE", "BASELINE", "UNIT", "RATIO");
+    let _ = writeln!(out, "{:<38} {:>12} {:>12} {:<11} {:>6}  BAR", "CASE", "VALUE", "BASELINE", "UNIT", "RATIO");
     for case in cases {
         let _ = writeln!(
             out,
-            "{:<34} {:>12.1} {:>12.1} {:<11} {:>6.3}",
-            case.name, case.value, case.baseline_value, case.unit, case.ratio
+            "{:<38} {:>12.1} {:>12.1} {:<11} {:>6.3}  {}",
+            case.name,
+            case.value,
+            case.baseline_value,
+            case.unit,
+            case.ratio,
+            case.verdict()
         );
     }
-    out
+    out.lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
 pub fn json(cases: &[Case]) -> serde_json::Result<String> {

@@ -5,7 +5,7 @@
 use crate::addr::Addr;
 
 /// Checked before pinned maps are reused; pins of another version are refused, never reinterpreted.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Bits of a [`BackendId`] that say which backend; the rest is its generation.
 const INDEX_BITS: u32 = 12;
@@ -120,6 +120,13 @@ pub struct Service {
     /// Open connections of one client beyond which it is promoted, with [`SERVICE_AUTO`].
     pub promote_above: u32,
 }
+
+/// By port: what XDP looks at, over all services; nothing where it is 0.
+pub type Ports = [u8; 65_536];
+/// Packets that open a connection.
+pub const PORT_OPENING: u8 = 1;
+/// Every packet: a remote backend may take them, or datagrams are judged one by one.
+pub const PORT_EVERY: u8 = 2;
 
 /// One slot of a ring.
 #[repr(C)]
@@ -326,7 +333,7 @@ macro_rules! counters {
 counters! {
     /// XDP: a packet of no service; passed untouched.
     XdpNotOurs = "xdp_not_ours",
-    /// XDP: a packet of a service that opens no connection; passed.
+    /// XDP: a packet to a service's port that opens no connection; passed.
     XdpEstablished = "xdp_established",
     /// XDP: a SYN to a service that a worker will get.
     XdpSynWorker = "xdp_syn_worker",

@@ -87,7 +87,7 @@ impl Segment {
     /// Opens a connection: SYN without ACK or RST.
     #[inline(always)]
     pub const fn is_syn(&self) -> bool {
-        self.flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
+        is_syn(self.flags)
     }
 }
 
@@ -112,6 +112,11 @@ const IPV4_MORE_FRAGMENTS: u16 = 0x2000;
 const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
 const IPV6_LEN: usize = 40;
 
+/// Version 4, no options.
+const IPV4_PLAIN: u8 = 0x45;
+/// A plain IPv4 frame up to TCP's flags, so that one look at its length is enough.
+const IPV4_HEAD: usize = ETHERNET_LEN + IPV4_MIN_LEN + 14;
+
 const NEXT_HOP_BY_HOP: u8 = 0;
 const NEXT_ICMP: u8 = 1;
 const NEXT_ROUTING: u8 = 43;
@@ -128,10 +133,93 @@ const ICMP_PARAMETER: u8 = 12;
 /// ICMPv6 errors: unreachable, packet too big, time exceeded, parameter problem.
 const ICMPV6_ERRORS: core::ops::RangeInclusive<u8> = 1..=4;
 
+/// What a plain packet (no tags, options, extension headers or fragments) says at first glance.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Glance {
+    /// Host byte order.
+    pub destination_port: u16,
+    /// [`PROTO_TCP`] or [`PROTO_UDP`].
+    pub protocol: u8,
+    /// As a [`Segment`]'s.
+    pub flags: u8,
+}
+
+/// The few bytes that tell most packets from those of a service; [`parse`] says the same of them and more. `None`: not
+/// so plain a packet.
+#[inline(always)]
+pub fn glance<P: Packet + ?Sized>(packet: &P) -> Option<Glance> {
+    const IPV6_HEAD: usize = ETHERNET_LEN + IPV6_LEN + 14;
+    let head: [u8; IPV4_HEAD] = packet.read(0)?;
+    let network = ETHERNET_LEN;
+    let (protocol, port, flags) = match u16::from_be_bytes([head[12], head[13]]) {
+        ETHERTYPE_IPV4 => {
+            let fragment = u16::from_be_bytes([head[network + 6], head[network + 7]]);
+            if head[network] != IPV4_PLAIN || fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS) != 0 {
+                return None;
+            }
+            let transport = network + IPV4_MIN_LEN;
+            (head[network + 9], [head[transport + 2], head[transport + 3]], head[transport + 13])
+        }
+        ETHERTYPE_IPV6 => {
+            let head: [u8; IPV6_HEAD] = packet.read(0)?;
+            if head[network] >> 4 != 6 {
+                return None;
+            }
+            let transport = network + IPV6_LEN;
+            (head[network + 6], [head[transport + 2], head[transport + 3]], head[transport + 13])
+        }
+        _ => return None,
+    };
+    let flags = match protocol {
+        PROTO_TCP => flags,
+        PROTO_UDP => 0,
+        _ => return None,
+    };
+    Some(Glance { destination_port: u16::from_be_bytes(port), protocol, flags })
+}
+
+impl Glance {
+    /// As [`Segment::is_syn`].
+    #[inline(always)]
+    pub const fn is_syn(&self) -> bool {
+        is_syn(self.flags)
+    }
+}
+
+#[inline(always)]
+const fn is_syn(flags: u8) -> bool {
+    flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
+}
+
 /// Parses a frame from its Ethernet header.
 #[inline(always)]
 pub fn parse<P: Packet + ?Sized>(packet: &P) -> Frame {
-    parse_ethernet(packet).unwrap_or(Frame::Truncated)
+    match plain_ipv4(packet) {
+        Some(frame) => frame,
+        None => parse_ethernet(packet).unwrap_or(Frame::Truncated),
+    }
+}
+
+/// The most common packet, read in one piece. `None`: [`parse_ethernet`] knows.
+#[inline(always)]
+fn plain_ipv4<P: Packet + ?Sized>(packet: &P) -> Option<Frame> {
+    let head: [u8; IPV4_HEAD] = packet.read(0)?;
+    let ethertype = u16::from_be_bytes([head[12], head[13]]);
+    let fragment = u16::from_be_bytes([head[20], head[21]]);
+    let is_whole = fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS) == 0;
+    if ethertype != ETHERTYPE_IPV4 || head[14] != IPV4_PLAIN || head[23] != PROTO_TCP || !is_whole {
+        return None;
+    }
+    Some(Frame::Tcp(Segment {
+        source: Addr::v4([head[26], head[27], head[28], head[29]]),
+        destination: Addr::v4([head[30], head[31], head[32], head[33]]),
+        source_port: u16::from_be_bytes([head[34], head[35]]),
+        destination_port: u16::from_be_bytes([head[36], head[37]]),
+        protocol: PROTO_TCP,
+        flags: head[47],
+        network: ETHERNET_LEN as u16,
+        fragment: FragmentId::NONE,
+    }))
 }
 
 #[inline(always)]
@@ -336,7 +424,12 @@ mod tests {
                 bytes[20] = next;
                 bytes[23] = next;
             }
-            let _ = parse(bytes.as_slice());
+            let frame = parse(bytes.as_slice());
+            if let Some(Glance { destination_port, protocol, flags }) = glance(bytes.as_slice()) {
+                let (Frame::Tcp(segment) | Frame::Udp(segment)) = frame else { panic!("{frame:?} at second glance") };
+                let said = (segment.destination_port, segment.protocol, segment.flags, segment.fragment);
+                prop_assert_eq!(said, (destination_port, protocol, flags, FragmentId::NONE));
+            }
         }
     }
 }

@@ -31,14 +31,14 @@ pub fn send(ctx: &XdpContext, outgoing: &Outgoing) -> u32 {
     // SAFETY: whoever sends has put a map value there, which the verifier knows.
     let backend = unsafe { &*outgoing.backend };
     let Some(route) = route(ctx, backend) else { return XDP_DROP };
-    match prepare(ctx, outgoing, backend, &route) {
+    match prepare(ctx, outgoing, backend, route) {
         Ok(()) => {
             maps::count(match backend.forward {
                 FORWARD_L2 => Counter::XdpForwardedL2,
                 FORWARD_GUE => Counter::XdpForwardedGue,
                 _ => Counter::XdpForwardedIpip,
             });
-            transmit(ctx, &route)
+            transmit(ctx, route)
         }
         Err(verdict) => verdict,
     }
@@ -161,18 +161,16 @@ fn drop_because(counter: Counter) -> u32 {
 
 /// The way to the backend. `None` is counted.
 #[inline(always)]
-fn route(ctx: &XdpContext, backend: &Backend) -> Option<Route> {
+fn route(ctx: &XdpContext, backend: &Backend) -> Option<&'static Route> {
     let now_s = maps::now_s();
     let cached = ROUTES.get_ptr_mut(backend.id.index())?;
     // SAFETY: this CPU's own value; XDP programs are not interrupted by one another on a CPU.
-    let known = unsafe { *cached };
-    if known.backend == backend.id && known.looked_up_s == now_s {
-        return Some(known);
+    unsafe {
+        if (*cached).backend != backend.id || (*cached).looked_up_s != now_s {
+            *cached = look_up(ctx, backend, now_s)?;
+        }
+        Some(&*cached)
     }
-    let route = look_up(ctx, backend, now_s)?;
-    // SAFETY: as above.
-    unsafe { *cached = route };
-    Some(route)
 }
 
 #[inline(always)]

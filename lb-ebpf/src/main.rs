@@ -20,7 +20,7 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::macros::{btf_tracepoint, sk_lookup, xdp};
 use aya_ebpf::programs::{BtfTracePointContext, SkLookupContext, XdpContext};
 use lb_common::abi::{
-    Counter, PROTO_TCP, SERVICE_LIMITED, SERVICE_LISTED, SERVICE_REMOTE, SERVICE_SYNCOOKIES, SocketKey,
+    Counter, PORT_OPENING, PROTO_TCP, SERVICE_LIMITED, SERVICE_LISTED, SERVICE_REMOTE, SERVICE_SYNCOOKIES, SocketKey,
 };
 use lb_common::affinity::{self, Choice};
 use lb_common::parse::{self, Frame};
@@ -31,11 +31,27 @@ use crate::steer::{Outgoing, Steered};
 /// Sends packets for remote backends on their way, and lets every other packet pass; says in the counters what it did.
 #[xdp]
 pub fn homing_xdp(ctx: XdpContext) -> u32 {
+    if let Some(counter) = at_a_glance(&ctx) {
+        maps::count(counter);
+        return XDP_PASS;
+    }
     let mut outgoing = Outgoing::NOWHERE;
     match steer(&ctx, &mut outgoing) {
         XDP_TX => forward::send(&ctx, &outgoing),
         OPENS => cookie::relieve(&ctx, &outgoing),
         verdict => verdict,
+    }
+}
+
+/// What needs no further look: plain packets to ports that nobody watches, or watches for connections being opened.
+#[inline(always)]
+fn at_a_glance(ctx: &XdpContext) -> Option<Counter> {
+    let glance = parse::glance(&packet::XdpPacket::new(ctx))?;
+    match maps::watched(glance.destination_port) {
+        0 => Some(Counter::XdpNotOurs),
+        PORT_OPENING if glance.protocol != PROTO_TCP => Some(Counter::XdpNotOurs),
+        PORT_OPENING if !glance.is_syn() => Some(Counter::XdpEstablished),
+        _ => None,
     }
 }
 
@@ -82,18 +98,18 @@ fn decide(ctx: &XdpContext) -> Steered {
     };
     if service.flags & (SERVICE_LISTED | SERVICE_LIMITED) != 0
         && (is_opening || matches!(frame, Frame::Udp(_)))
-        && let Some(counter) = guard::refusal(&service, &segment)
+        && let Some(counter) = guard::refusal(service, &segment)
     {
         return Steered::Refused(counter);
     }
     if service.flags & SERVICE_REMOTE != 0 {
-        return steer::segment(ctx, &service, &segment, is_opening);
+        return steer::segment(ctx, service, &segment, is_opening);
     }
     if !is_opening {
         let is_error = matches!(frame, Frame::IcmpError(_));
         return Steered::Stays(if is_error { Counter::XdpIcmp } else { Counter::XdpEstablished });
     }
-    match affinity::choose(&KernelTables, &service, segment.source).backend() {
+    match affinity::choose(&KernelTables, service, segment.source).backend() {
         Some(_) if service.flags & SERVICE_SYNCOOKIES == 0 => Steered::Stays(Counter::XdpSynWorker),
         Some(backend) => Steered::Opens(backend, segment.network, segment.source.is_v4()),
         None => Steered::Stays(Counter::XdpSynHttp),
@@ -116,11 +132,11 @@ fn deliver(ctx: &SkLookupContext) -> Option<u32> {
     let lookup = socket::lookup(ctx)?;
     let service = maps::service(lookup.local, lookup.local_port, PROTO_TCP)?;
     // Where XDP is not attached.
-    if guard::is_denied(&service, lookup.remote) {
+    if guard::is_denied(service, lookup.remote) {
         maps::count(Counter::LookupDenied);
         return Some(SK_DROP);
     }
-    let (backend, delivered) = match affinity::choose(&KernelTables, &service, lookup.remote) {
+    let (backend, delivered) = match affinity::choose(&KernelTables, service, lookup.remote) {
         Choice::Ring(backend) => (backend, Counter::LookupRing),
         Choice::Bound(backend) => (backend, Counter::LookupBound),
         Choice::HttpOnly => {

@@ -10,7 +10,7 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use lb_common::abi::{
     ACCESS_MAX, APPS_MAX, BINDINGS_MAX, BINDINGS_PER_SECOND, Backend, BackendId, Binding, BindingKey, Budget,
     CLIENT_DUE_MAX, Counter, FRAGMENTS_MAX, FragmentKey, Limits, Live, MAX_BACKENDS, OPENING_MAX, Owner, PROMOTED_MAX,
-    Promotion, Route, SERVICES_MAX, Service, ServiceKey, Slot, SocketKey,
+    Ports, Promotion, Route, SERVICES_MAX, Service, ServiceKey, Slot, SocketKey,
 };
 use lb_common::addr::Addr;
 use lb_common::affinity::Tables;
@@ -22,6 +22,10 @@ pub static META: Array<u32, 1> = Array::new();
 /// Listen address → service.
 #[btf_map]
 pub static SERVICES: HashMap<ServiceKey, Service, { SERVICES_MAX as usize }> = HashMap::new();
+
+/// What XDP looks at by port, so that it knows most packets by it alone.
+#[btf_map]
+pub static PORTS: Array<Ports, 1> = Array::new();
 
 /// App → its ring. A new ring is built aside and put here in one step: no connection sees half of one.
 #[btf_map]
@@ -114,15 +118,21 @@ impl OwnerStorage {
     }
 }
 
+/// What XDP looks at on a port; `PORT_*`.
+#[inline(always)]
+pub fn watched(port: u16) -> u8 {
+    PORTS.get(0).map_or(0, |ports| ports[usize::from(port)])
+}
+
 /// The service that listens on this address and port: the exact address before the family's wildcard.
 #[inline(always)]
-pub fn service(address: Addr, port: u16, protocol: u8) -> Option<Service> {
-    // SAFETY: a slot reused under us yields another service's whole value, as if the lookup had come a moment later.
+pub fn service(address: Addr, port: u16, protocol: u8) -> Option<&'static Service> {
+    // SAFETY: a slot reused under us yields another service's values, as if the lookup had come a moment later.
     let exact = unsafe { SERVICES.get(ServiceKey::new(address, port, protocol)) };
     match exact {
-        Some(service) => Some(*service),
+        Some(service) => Some(service),
         // SAFETY: as above.
-        None => unsafe { SERVICES.get(ServiceKey::new(address.any(), port, protocol)) }.copied(),
+        None => unsafe { SERVICES.get(ServiceKey::new(address.any(), port, protocol)) },
     }
 }
 

@@ -115,7 +115,7 @@ pub fn state_changed(ctx: &BtfTracePointContext) -> Option<()> {
 
 /// Whose connection it is. `None`: one to the worker's own port, such as the HTTP path's, is no client's.
 #[inline(always)]
-fn client(sk: *const SockCommon) -> Option<(Service, BindingKey)> {
+fn client(sk: *const SockCommon) -> Option<(&'static Service, BindingKey)> {
     // SAFETY: the helper copes with any address.
     let sock = unsafe { bpf_probe_read_kernel(sk) }.ok()?;
     let (local, remote) = if sock.family as u32 == FAMILY_V4 {
@@ -124,7 +124,7 @@ fn client(sk: *const SockCommon) -> Option<(Service, BindingKey)> {
         (v6(sock.v6_rcv_saddr), v6(sock.v6_daddr))
     };
     let service = maps::service(local, sock.num, PROTO_TCP)?;
-    let key = BindingKey { client: affinity::client_of(&service, remote), app: service.app, reserved: 0 };
+    let key = BindingKey { client: affinity::client_of(service, remote), app: service.app, reserved: 0 };
     Some((service, key))
 }
 

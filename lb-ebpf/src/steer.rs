@@ -5,8 +5,8 @@ use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
-    Backend, BackendId, Binding, BindingKey, Counter, FORWARD_HTTP, FragmentKey, PROTO_TCP, SERVICE_SOCKETS,
-    SERVICE_SYNCOOKIES, Service,
+    Backend, BackendId, Binding, BindingKey, Counter, FORWARD_GUE, FORWARD_HTTP, FragmentKey, PROTO_TCP,
+    SERVICE_SOCKETS, SERVICE_SYNCOOKIES, Service,
 };
 use lb_common::addr::Addr;
 use lb_common::affinity::{self, Choice, Flow};
@@ -85,8 +85,13 @@ pub fn segment(ctx: &XdpContext, service: &Service, segment: &Segment, is_openin
         // A packet whose later fragments are not remembered is incomplete, and its sender sends it again.
         let _ = FRAGMENTS.insert(key, backend.id, 0);
     }
-    let ports = (u64::from(segment.source_port) << 16) | u64::from(segment.destination_port);
-    let flow = hash::mix(ports, segment.source) as u32;
+    // The others have no use for it.
+    let flow = if backend.forward == FORWARD_GUE {
+        let ports = (u64::from(segment.source_port) << 16) | u64::from(segment.destination_port);
+        hash::mix(ports, segment.source) as u32
+    } else {
+        0
+    };
     Steered::Leaves(Outgoing {
         network: usize::from(segment.network),
         is_v4: segment.source.is_v4(),

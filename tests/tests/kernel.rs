@@ -8,8 +8,8 @@ use aya::{Ebpf, EbpfLoader};
 use homing::datapath::{Listed, OBJECT, pod::Wire};
 use homing_tests::packets::{self, Fixture};
 use lb_common::abi::{
-    BackendId, BindingKey, Counter, LISTED_ALLOW, LISTED_DENY, Limits, Promotion, SERVICE_ALLOWED_ONLY, SERVICE_AUTO,
-    SERVICE_LIMITED, SERVICE_LISTED, Service, ServiceKey, Slot,
+    BackendId, BindingKey, Counter, LISTED_ALLOW, LISTED_DENY, Limits, Ports, Promotion, SERVICE_ALLOWED_ONLY,
+    SERVICE_AUTO, SERVICE_LIMITED, SERVICE_LISTED, Service, ServiceKey, Slot,
 };
 use lb_common::addr::Addr;
 use lb_common::parse;
@@ -45,9 +45,12 @@ impl Kernel {
     fn set_service(&mut self, service: Service) {
         let mut services: HashMap<_, Wire<ServiceKey>, Wire<Service>> =
             self.ebpf.map_mut("SERVICES").expect("a map").try_into().expect("its type");
+        let key = |address| ServiceKey::tcp(address, packets::PORT);
         for address in [Addr::v4(packets::V4), Addr::v6(packets::V6)] {
-            services.insert(Wire(ServiceKey::tcp(address, packets::PORT)), Wire(service), 0).expect("room");
+            services.insert(Wire(key(address)), Wire(service), 0).expect("room");
         }
+        let mut ports: Array<_, Ports> = self.ebpf.map_mut("PORTS").expect("a map").try_into().expect("its type");
+        ports.set(0, *homing::datapath::ports(&[(key(Addr::ANY_V4), service)]), 0).expect("in the array");
     }
 
     fn set_ring(&mut self, slot: Slot) {

@@ -10,7 +10,7 @@ use homing_tests::network::Namespace;
 use homing_tests::wire::{self, Inner, internet_checksum};
 use lb_common::abi::{
     Backend, BackendId, Binding, BindingKey, Counter, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, PROTO_TCP, PROTO_UDP,
-    SERVICE_REMOTE, Service, ServiceKey, Slot,
+    Ports, SERVICE_REMOTE, Service, ServiceKey, Slot,
 };
 use lb_common::addr::Addr;
 
@@ -94,6 +94,8 @@ impl Kernel {
         let mut services: HashMap<_, Wire<ServiceKey>, Wire<Service>> =
             self.ebpf.map_mut("SERVICES").expect("a map").try_into().expect("its type");
         services.insert(Wire(key), Wire(service), 0).expect("room");
+        let mut ports: Array<_, Ports> = self.ebpf.map_mut("PORTS").expect("a map").try_into().expect("its type");
+        ports.set(0, *homing::datapath::ports(&[(key, service)]), 0).expect("in the array");
     }
 
     fn set_ring(&mut self, current: BackendId, previous: BackendId) {

@@ -34,6 +34,12 @@ enum Cli {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// The XDP program, packet by packet, beside the least that any program could do. Needs root.
+    Datapath {
+        /// Options of the benchmark, such as --json FILE.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// Kernel path and HTTP path against a direct connection to the same worker.
     Path {
         /// Options of the benchmark, such as --json FILE.
@@ -47,7 +53,9 @@ fn main() -> ExitCode {
         Cli::Setup(options) => setup::setup(&options),
         Cli::Demo { options } => demo(&options),
         Cli::Test(options) => test::test(&options),
-        Cli::Bench { bench: Bench::Path { options } } => bench("path", &options),
+        // In a network namespace of its own, gone with the process.
+        Cli::Bench { bench: Bench::Datapath { options } } => bench(&["unshare", "--net"], "datapath", &options),
+        Cli::Bench { bench: Bench::Path { options } } => bench(&[], "path", &options),
         Cli::Tidy => tidy::tidy(),
     };
     match result {
@@ -65,10 +73,13 @@ fn demo(options: &[String]) -> anyhow::Result<()> {
     run::replace(std::process::Command::new(homing).arg("demo").args(options))
 }
 
-fn bench(name: &str, options: &[String]) -> anyhow::Result<()> {
+/// Builds and runs a benchmark, by way of `wrapper`.
+fn bench(wrapper: &[&str], name: &str, options: &[String]) -> anyhow::Result<()> {
     setup::build_tools()?;
     let homing = run::build_homing()?;
     run::cargo(["build", "--release", "--package", "homing-bench"])?;
     let bench = run::target_dir().join("release/homing-bench");
-    run::replace(std::process::Command::new(bench).arg(name).args(options).env("HOMING_BIN", homing))
+    let mut words = wrapper.iter().map(std::ffi::OsString::from).chain([bench.into_os_string()]);
+    let mut command = std::process::Command::new(words.next().expect("at least the benchmark"));
+    run::replace(command.args(words).arg(name).args(options).env("HOMING_BIN", homing))
 }

@@ -7,7 +7,6 @@ use crate::discover::Toolchain;
 
 const TARGET: &str = "bpfel-unknown-none";
 const PACKAGE: &str = "lb-ebpf";
-const BINARY: &str = "homing-ebpf";
 
 /// Full debug information and `--btf`, because the loader reads map and function types from BTF; v3 of the BPF
 /// instruction set for 32-bit jumps and atomics that return a value (Linux 5.12).
@@ -35,9 +34,9 @@ pub struct Built {
     pub warnings: Vec<String>,
 }
 
-/// Builds the kernel programs. `target_dir` must not be the target directory of a cargo that waits for this call: that
+/// Builds `binary`, an object with kernel programs. `target_dir` must not be the target directory of a cargo that waits for this call: that
 /// one holds its lock.
-pub fn build(toolchain: &Toolchain, workspace_root: &Path, target_dir: &Path) -> Result<Built, String> {
+pub fn build(toolchain: &Toolchain, workspace_root: &Path, target_dir: &Path, binary: &str) -> Result<Built, String> {
     let mut flags = FLAGS.map(str::to_owned).to_vec();
     flags.extend(["-C".to_owned(), format!("linker={}", toolchain.linker.display())]);
 
@@ -50,7 +49,7 @@ pub fn build(toolchain: &Toolchain, workspace_root: &Path, target_dir: &Path) ->
     cargo
         .current_dir(workspace_root)
         .args(["build", "--release", "--locked", "--color=never", "-Z", "build-std=core"])
-        .args(["--package", PACKAGE, "--bin", BINARY, "--target", TARGET, "--target-dir"])
+        .args(["--package", PACKAGE, "--bin", binary, "--target", TARGET, "--target-dir"])
         .arg(target_dir)
         .env("RUSTC", &toolchain.rustc)
         .env("RUSTC_BOOTSTRAP", "1") // a stable compiler takes -Z options, and crates may use #![feature]
@@ -65,7 +64,7 @@ pub fn build(toolchain: &Toolchain, workspace_root: &Path, target_dir: &Path) ->
     if !output.status.success() {
         return Err(format!("lb-ebpf did not build with rustc {}:\n{}", toolchain.description, said.trim_end()));
     }
-    let object = target_dir.join(TARGET).join("release").join(BINARY);
+    let object = target_dir.join(TARGET).join("release").join(binary);
     if !object.is_file() {
         return Err(format!("lb-ebpf was built, but {} is not there", object.display()));
     }

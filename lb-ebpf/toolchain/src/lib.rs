@@ -7,6 +7,8 @@
 
 mod compile;
 mod discover;
+mod embed;
 
 pub use compile::{Built, build};
 pub use discover::{LLVM_MAJOR, Missing, Need, TOOLS_DIR, Toolchain, discover};
+pub use embed::embed;

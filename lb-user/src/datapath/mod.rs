@@ -8,6 +8,7 @@ mod interfaces;
 mod lists;
 mod pin;
 pub mod pod;
+mod ports;
 mod routes;
 
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use aya::Ebpf;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash};
 use lb_common::abi::{
-    Backend, BackendId, Counter, FAMILY_V4, FAMILY_V6, Limits, Live, Owner, Service, ServiceKey, Slot, SocketKey,
+    Backend, BackendId, Counter, FAMILY_V4, FAMILY_V6, Limits, Live, Owner, Ports, Service, ServiceKey, Slot, SocketKey,
 };
 
 pub use attach::{Attached, Mode};
@@ -26,6 +27,7 @@ pub use bindings::KernelBindings;
 pub use interfaces::carrying;
 pub use lists::Listed;
 pub use pin::detach;
+pub use ports::ports;
 pub use routes::{allow_route_lookups, source_towards};
 
 use pod::Wire;
@@ -35,8 +37,8 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("HOMING_EBPF_OBJECT"
 
 /// The pinned maps. OWNERS too: connections accepted before a restart carry its values.
 /// Only what a new program may begin anew (ways, fragments under reassembly, budgets) is left out.
-const MAPS: [&str; 12] = [
-    "ACCESS", "META", "SERVICES", "RINGS", "BACKENDS", "SOCKETS", "BINDINGS", "OPENING", "PROMOTED", "LIVE",
+const MAPS: [&str; 13] = [
+    "PORTS", "ACCESS", "META", "SERVICES", "RINGS", "BACKENDS", "SOCKETS", "BINDINGS", "OPENING", "PROMOTED", "LIVE",
     "COUNTERS", "OWNERS",
 ];
 
@@ -93,6 +95,7 @@ pub struct Datapath {
     owners: SkStorage<MapData, Wire<Owner>>,
     live: HashMap<MapData, Wire<BackendId>, Wire<Live>>,
     counters: PerCpuArray<MapData, u64>,
+    ports: Array<MapData, Ports>,
     access: LpmTrie<MapData, [u32; 5], u32>,
     limits: Array<MapData, Wire<Limits>>,
     bindings: Arc<KernelBindings>,
@@ -129,6 +132,7 @@ impl Datapath {
             owners: typed(&mut ebpf, "OWNERS")?,
             live: hash_map(&mut ebpf, "LIVE")?,
             counters: typed(&mut ebpf, "COUNTERS")?,
+            ports: typed(&mut ebpf, "PORTS")?,
             access: typed(&mut ebpf, "ACCESS")?,
             limits: typed(&mut ebpf, "LIMITS")?,
             bindings: Arc::new(bindings),
@@ -155,6 +159,7 @@ impl Datapath {
         for (key, service) in services {
             self.services.insert(Wire(*key), Wire(*service), 0).in_map("SERVICES")?;
         }
+        self.ports.set(0, *ports(services), 0).in_map("PORTS")?;
         let is_stale = |key: &ServiceKey| !services.iter().any(|(wanted, _)| wanted == key);
         let stale: Vec<ServiceKey> =
             self.services.keys().filter_map(|key| Some(key.ok()?.0)).filter(is_stale).collect();
