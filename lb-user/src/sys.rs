@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -83,6 +83,41 @@ pub(crate) fn driver_of(interface: &str) -> io::Result<String> {
     }
     let name = info.driver.split(|&byte| byte == 0).next().unwrap_or_default();
     Ok(String::from_utf8_lossy(name).into_owned())
+}
+
+/// Ids of the programs that socket lookups of a network namespace run, in their order.
+pub(crate) fn lookup_programs(namespace: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    /// The head of `union bpf_attr` for `BPF_PROG_QUERY` (Linux: include/uapi/linux/bpf.h).
+    #[repr(C)]
+    struct Query {
+        target: RawFd,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        ids: u64,
+        count: u32,
+        reserved: u32,
+    }
+    const BPF_PROG_QUERY: libc::c_long = 16;
+    const BPF_SK_LOOKUP: u32 = 36;
+    /// The kernel allows as many programs in one namespace (`bpf_prog_array`, `BPF_CGROUP_MAX_PROGS`).
+    const PROGRAMS_MAX: u32 = 64;
+    let mut ids = [0_u32; PROGRAMS_MAX as usize];
+    let mut query = Query {
+        target: namespace.as_raw_fd(),
+        attach_type: BPF_SK_LOOKUP,
+        query_flags: 0,
+        attach_flags: 0,
+        ids: (&raw mut ids) as u64,
+        count: PROGRAMS_MAX,
+        reserved: 0,
+    };
+    // SAFETY: the query is whole and names room for as many ids as it says; both outlive the call.
+    let answer = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
+    if answer != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(ids.into_iter().take(query.count as usize).collect())
 }
 
 /// A descriptor that homing itself was started with, by someone who forgot O_CLOEXEC, must not reach the workers.

@@ -57,6 +57,25 @@ impl Namespace {
         })
     }
 
+    /// An sk_lookup program in this namespace that knows no service and lets everything pass, for as long as the value
+    /// lives.
+    pub fn let_look_up(&self) -> aya::Ebpf {
+        self.enter(|| {
+            let mut ebpf = aya::EbpfLoader::new().load(homing::datapath::OBJECT).expect("the object loads");
+            let program: &mut aya::programs::SkLookup =
+                ebpf.program_mut("homing_lookup").expect("a program").try_into().expect("its type");
+            program.load().expect("it loads");
+            program.attach(File::open("/proc/thread-self/ns/net").expect("a namespace")).expect("it is attached");
+            ebpf
+        })
+    }
+
+    /// What a program in this namespace prints.
+    pub fn output(&self, words: &[&str]) -> String {
+        let output = Command::new("ip").args(["netns", "exec", &self.name]).args(words).output().expect("ip is there");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
     /// A program in this namespace.
     pub fn run(&self, words: &[&str]) {
         run(&[&["ip", "netns", "exec", &self.name], words].concat());

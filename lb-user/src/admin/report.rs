@@ -21,6 +21,9 @@ pub struct KernelPathStatus {
     /// Why it is not active.
     pub reason: Option<String>,
     pub interfaces: Vec<InterfaceStatus>,
+    /// sk_lookup programs of others in this network namespace, by name and id.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_lookups: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize, Debug, Clone)]

@@ -170,12 +170,7 @@ fn open_kernel(config: &Config) -> anyhow::Result<Kernel> {
     if homing.kernel_path == KernelPath::Off {
         return Ok(Kernel::Off { reason: "kernel_path = \"off\" in the configuration".to_owned() });
     }
-    let listen: Vec<SocketAddr> = config.apps.iter().flat_map(|app| app.listen.iter().copied()).collect();
-    let interfaces = if homing.interfaces.is_empty() {
-        datapath::carrying(&listen).context("cannot list this machine's addresses")?
-    } else {
-        homing.interfaces.clone()
-    };
+    let interfaces = datapath::interfaces(config).context("cannot list this machine's addresses")?;
     match Datapath::open(&homing.pin_dir, &interfaces) {
         Ok(datapath) => {
             let is_direct = |app: &config::App| app.backends.iter().any(|backend| backend.forward != Forward::Http);
@@ -185,8 +180,14 @@ fn open_kernel(config: &Config) -> anyhow::Result<Kernel> {
                 )?;
             }
             for attached in datapath.attached().iter().filter(|attached| attached.mode == datapath::Mode::None) {
-                let reason = attached.reason.as_deref().unwrap_or("no reason given");
-                tracing::warn!(interface = %attached.name, %reason, "no XDP here; connections are steered all the same");
+                attached.say();
+            }
+            for other in datapath.other_lookups() {
+                tracing::warn!(
+                    program = other,
+                    "another sk_lookup program is in this network namespace; of two that want a connection the one that \
+                     was attached last gets it"
+                );
             }
             Ok(Kernel::On(Box::new(datapath)))
         }

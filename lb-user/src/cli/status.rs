@@ -28,6 +28,12 @@ fn render(status: &Status, now: u64) -> String {
         let interfaces: Vec<String> =
             kernel.interfaces.iter().map(|interface| format!("{} {}", interface.name, interface.mode)).collect();
         let _ = writeln!(out, "kernel path: active; XDP on {}", list_or(&interfaces, "no interface"));
+        for interface in kernel.interfaces.iter().filter(|interface| interface.mode == "none") {
+            let _ = writeln!(out, "  {}: {}", interface.name, interface.reason.as_deref().unwrap_or("no XDP"));
+        }
+        for other in &kernel.other_lookups {
+            let _ = writeln!(out, "  another sk_lookup program is here: {other}");
+        }
     } else {
         let _ = writeln!(out, "kernel path: off; {}", kernel.reason.as_deref().unwrap_or("no reason given"));
     }
@@ -144,7 +150,12 @@ mod tests {
             version: "0.1.0".into(),
             pid: 1,
             uptime_seconds: 90_061,
-            kernel_path: crate::admin::report::KernelPathStatus { active: true, reason: None, interfaces: vec![] },
+            kernel_path: crate::admin::report::KernelPathStatus {
+                active: true,
+                reason: None,
+                interfaces: vec![],
+                other_lookups: vec![],
+            },
             apps: vec![AppStatus {
                 name: "sales".into(),
                 listen: vec!["0.0.0.0:8080".into(), "[::]:8080".into()],

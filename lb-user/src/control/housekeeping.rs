@@ -7,6 +7,7 @@ use super::runner::Runner;
 use super::state::Phase;
 use super::{Event, state};
 use crate::config::Affinity;
+use crate::datapath::{Attached, interfaces};
 
 impl Runner {
     /// While every slot has its owner and the HTTP path holds no connection of an app of remote backends alone, XDP need
@@ -23,6 +24,33 @@ impl Runner {
         if before != self.sockets
             && let Err(error) = self.publish_services()
         {
+            tracing::error!(%error, "the kernel did not take the services");
+        }
+    }
+
+    /// Interfaces come and go, and addresses move between them.
+    pub(super) fn look_at_interfaces(&mut self) {
+        let wanted = match interfaces(&self.config) {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                return tracing::warn!(%error, "cannot list this machine's addresses; interfaces stay as they are");
+            }
+        };
+        let Some(datapath) = self.kernel.datapath() else { return };
+        let before: Vec<Attached> = datapath.attached().to_vec();
+        match datapath.follow(&wanted) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => return tracing::error!(%error, "interfaces could not be followed"),
+        }
+        for attached in datapath.attached().iter().filter(|attached| !before.contains(attached)) {
+            attached.say();
+        }
+        for gone in before.iter().filter(|gone| !wanted.contains(&gone.name)) {
+            tracing::info!(interface = %gone.name, "no XDP here any more: it carries no listen address");
+        }
+        self.kernel_status = super::report::kernel_status(&self.kernel);
+        if let Err(error) = self.publish_services() {
             tracing::error!(%error, "the kernel did not take the services");
         }
     }

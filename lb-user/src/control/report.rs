@@ -15,12 +15,16 @@ use crate::datapath::Mode;
 
 pub(super) fn kernel_status(kernel: &Kernel) -> KernelPathStatus {
     match kernel {
-        Kernel::Off { reason } => {
-            KernelPathStatus { active: false, reason: Some(reason.clone()), interfaces: Vec::new() }
-        }
+        Kernel::Off { reason } => KernelPathStatus {
+            active: false,
+            reason: Some(reason.clone()),
+            interfaces: Vec::new(),
+            other_lookups: Vec::new(),
+        },
         Kernel::On(datapath) => KernelPathStatus {
             active: true,
             reason: None,
+            other_lookups: datapath.other_lookups(),
             interfaces: datapath
                 .attached()
                 .iter()

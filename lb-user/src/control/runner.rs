@@ -19,7 +19,7 @@ use super::{Effect, Event, Severity, step};
 use crate::admin::report::KernelPathStatus;
 use crate::admin::server::Request;
 use crate::config::{App, Config};
-use crate::datapath::Datapath;
+use crate::datapath::{Changes, Datapath};
 use crate::proxy::{CookieKeys, Proxy};
 use crate::routing::{Bindings, Notice, Snapshot};
 
@@ -134,6 +134,13 @@ impl Runner {
         let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         let mut settling = tokio::time::interval(SETTLE);
+        let changes = match Changes::watch() {
+            Ok(changes) => Some(changes).filter(|_| self.kernel.datapath().is_some()),
+            Err(error) => {
+                tracing::warn!(%error, "no news of interfaces; they stay as they are until homing is started again");
+                None
+            }
+        };
         while !self.exiting {
             let due = self.state.next_deadline().map(|at| self.started + at);
             tokio::select! {
@@ -149,6 +156,7 @@ impl Runner {
                     self.look_at_transitions();
                     self.look_at_promotions();
                 }
+                () = changed(changes.as_ref()) => self.look_at_interfaces(),
                 Some(()) = terminate.recv() => self.stop(false),
                 Some(()) = interrupt.recv() => self.stop(false),
             }
@@ -365,6 +373,16 @@ impl Runner {
         let kernel = self.kernel.datapath().map_or(0, |datapath| datapath.live(backend).connections);
         kernel + u64::from(http)
     }
+}
+
+/// Completes when links or addresses have changed; never without news of them.
+async fn changed(changes: Option<&Changes>) {
+    if let Some(changes) = changes
+        && changes.next().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
 }
 
 async fn sleep_until(due: Option<Instant>) {

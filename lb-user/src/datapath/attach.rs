@@ -8,17 +8,34 @@ use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{BtfTracePoint, Program, ProgramInfo, SkLookup, Xdp};
 use aya::{Btf, Ebpf};
 
-use super::Unavailable;
 use super::pin::{LINK_PREFIX, chain};
+use super::{Unavailable, others};
 
 /// An interface that the XDP program is on, or why not.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Attached {
     pub name: String,
+    /// The kernel's number for it, another one after it went and came back; 0 while it is not there.
+    pub index: u32,
     pub mode: Mode,
     /// Why it is not in native mode, where it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+impl Attached {
+    /// To whom it may concern.
+    pub fn say(&self) {
+        let reason = self.reason.as_deref().unwrap_or("no reason given");
+        match self.mode {
+            Mode::None => {
+                tracing::warn!(interface = %self.name, %reason, "no XDP here; connections are steered all the same");
+            }
+            Mode::Native | Mode::Generic => {
+                tracing::info!(interface = %self.name, mode = ?self.mode, "XDP is attached");
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -71,15 +88,20 @@ fn attach_state(program: &mut BtfTracePoint, pin_dir: &Path) -> Result<(), Unava
 
 fn attach_xdp(program: &mut Xdp, pin_dir: &Path, interfaces: &[String]) -> Result<Vec<Attached>, Unavailable> {
     program.load().map_err(|error| Unavailable::Load(chain(&error)))?;
+    Ok(attach_xdp_everywhere(program, pin_dir, interfaces))
+}
+
+fn attach_xdp_everywhere(program: &mut Xdp, pin_dir: &Path, interfaces: &[String]) -> Vec<Attached> {
     let attached = interfaces.iter().map(|name| attach_xdp_to(program, pin_dir, name)).collect();
     for stale in stale_xdp_links(pin_dir, interfaces) {
         let _ = fs::remove_file(stale);
     }
-    Ok(attached)
+    attached
 }
 
 fn attach_xdp_to(program: &mut Xdp, pin_dir: &Path, name: &str) -> Attached {
-    let attached = |mode, reason| Attached { name: name.to_owned(), mode, reason };
+    let index = index_of(name);
+    let attached = |mode, reason| Attached { name: name.to_owned(), index, mode, reason };
     let modes = [(Mode::Native, XdpMode::Driver), (Mode::Generic, XdpMode::Skb)];
     for (mode, _) in modes {
         let path = xdp_link_path(pin_dir, mode, name);
@@ -106,7 +128,30 @@ fn attach_xdp_to(program: &mut Xdp, pin_dir: &Path, name: &str) -> Attached {
         }
     }
     refusals.dedup();
-    attached(Mode::None, Some(refusals.join("; ")))
+    let reason = match index {
+        0 => "there is no such interface now; it gets the program when it comes".to_owned(),
+        _ => others::on_interface(name).unwrap_or_else(|| refusals.join("; ")),
+    };
+    attached(Mode::None, Some(reason))
+}
+
+/// After interfaces have come or gone.
+pub(super) fn reattach(ebpf: &mut Ebpf, pin_dir: &Path, interfaces: &[String]) -> Result<Vec<Attached>, Unavailable> {
+    Ok(attach_xdp_everywhere(program(ebpf, XDP)?, pin_dir, interfaces))
+}
+
+/// Interfaces with the kernel's numbers for them.
+pub(super) fn indexed(interfaces: &[String]) -> Vec<(String, u32)> {
+    interfaces.iter().map(|name| (name.clone(), index_of(name))).collect()
+}
+
+fn index_of(name: &str) -> u32 {
+    nix::net::if_::if_nametoindex(name).unwrap_or(0)
+}
+
+/// Where the sk_lookup program is pinned.
+pub(super) fn lookup_path(pin_dir: &Path) -> PathBuf {
+    program_path(pin_dir, LOOKUP)
 }
 
 /// Links to interfaces that are no longer wanted.

@@ -3,11 +3,25 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use crate::config::Config;
+
+/// The interfaces for XDP: those that are configured, or those that carry the listen addresses.
+///
+/// # Errors
+/// When the kernel does not list its addresses.
+pub fn interfaces(config: &Config) -> std::io::Result<Vec<String>> {
+    if !config.homing.interfaces.is_empty() {
+        return Ok(config.homing.interfaces.clone());
+    }
+    let listen: Vec<SocketAddr> = config.apps.iter().flat_map(|app| app.listen.iter().copied()).collect();
+    carrying(&listen)
+}
+
 /// The interfaces that carry these addresses: all that are up for a wildcard.
 ///
 /// # Errors
 /// When the kernel does not list its addresses.
-pub fn carrying(listen: &[SocketAddr]) -> std::io::Result<Vec<String>> {
+fn carrying(listen: &[SocketAddr]) -> std::io::Result<Vec<String>> {
     let mut names = BTreeSet::new();
     for interface in nix::ifaddrs::getifaddrs()? {
         let Some(address) = interface.address else { continue };

@@ -6,6 +6,8 @@ mod attach;
 mod bindings;
 mod interfaces;
 mod lists;
+mod netlink;
+mod others;
 mod pin;
 pub mod pod;
 mod ports;
@@ -24,8 +26,9 @@ use lb_common::abi::{
 
 pub use attach::{Attached, Mode};
 pub use bindings::KernelBindings;
-pub use interfaces::carrying;
+pub use interfaces::interfaces;
 pub use lists::Listed;
+pub use netlink::Changes;
 pub use pin::detach;
 pub use ports::ports;
 pub use routes::{allow_route_lookups, source_towards};
@@ -88,6 +91,8 @@ pub struct Listener<Fd> {
 pub struct Datapath {
     pin_dir: PathBuf,
     attached: Vec<Attached>,
+    /// Keeps the XDP program, for interfaces to come.
+    ebpf: Ebpf,
     services: HashMap<MapData, Wire<ServiceKey>, Wire<Service>>,
     rings: ArrayOfMaps<MapData, Array<MapData, Wire<Slot>>>,
     backends: Array<MapData, Wire<Backend>>,
@@ -136,11 +141,28 @@ impl Datapath {
             access: typed(&mut ebpf, "ACCESS")?,
             limits: typed(&mut ebpf, "LIMITS")?,
             bindings: Arc::new(bindings),
+            ebpf,
         })
     }
 
     pub fn attached(&self) -> &[Attached] {
         &self.attached
+    }
+
+    /// Makes the interfaces with the XDP program these, as they are now: what is new gets it, what is no longer wanted
+    /// loses it, what stays notices nothing. Whether anything changed.
+    pub fn follow(&mut self, interfaces: &[String]) -> Result<bool, Unavailable> {
+        let now = attach::indexed(interfaces);
+        if self.attached.iter().map(|attached| (&attached.name, attached.index)).eq(now.iter().map(|(n, i)| (n, *i))) {
+            return Ok(false);
+        }
+        self.attached = attach::reattach(&mut self.ebpf, &self.pin_dir, interfaces)?;
+        Ok(true)
+    }
+
+    /// sk_lookup programs of others in this network namespace, by name and id.
+    pub fn other_lookups(&self) -> Vec<String> {
+        others::on_lookups(&attach::lookup_path(&self.pin_dir)).unwrap_or_default()
     }
 
     /// Whether what XDP answers leaves on every interface that it is on. A veth in native mode delivers it only where

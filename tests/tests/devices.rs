@@ -1,0 +1,108 @@
+//! Interfaces that come and go, and programs of others, in network namespaces. Needs root.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use homing_tests::instance::{Homing, demo_app};
+use homing_tests::network::{Namespace, Network, SERVER_V4, client_v4};
+use homing_tests::session::Client;
+use serde_json::{Value, json};
+
+const PORT: u16 = 8080;
+/// A second cable's two ends.
+const SECOND: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
+const SECOND_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
+
+fn start(network: &Network, settings: &str) -> Homing {
+    let wrapper = network.server.wrapper();
+    let app = demo_app("demo", &[(Ipv4Addr::UNSPECIFIED, PORT).into()], "127.0.0.1", 2, "");
+    let homing = Homing::start_under(&wrapper.each_ref().map(String::as_str), settings, &app);
+    homing.wait_for_workers(0, 2);
+    homing
+}
+
+/// A second cable between the two, without addresses.
+fn plug(network: &Network) {
+    let there = network.clients.name();
+    network.server.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "eth1", "netns", there]);
+    network.server.ip(&["link", "set", "eth1", "up"]);
+    network.clients.ip(&["link", "set", "eth1", "up"]);
+}
+
+fn address(namespace: &Namespace, address: Ipv4Addr) {
+    namespace.ip(&["address", "add", &format!("{address}/24"), "dev", "eth1"]);
+}
+
+fn mode(status: &Value, interface: &str) -> Option<String> {
+    let interfaces = status["kernel_path"]["interfaces"].as_array()?;
+    let found = interfaces.iter().find(|entry| entry["name"] == interface)?;
+    Some(found["mode"].as_str()?.to_owned())
+}
+
+fn syns(homing: &Homing) -> u64 {
+    homing.status()["counters"]["xdp_syn_worker"].as_u64().expect("a counter")
+}
+
+#[test]
+fn an_interface_that_comes_later_gets_the_program_and_one_that_goes_and_returns_gets_it_again() {
+    let network = Network::new(1);
+    let homing = start(&network, "");
+    assert_eq!(mode(&homing.status(), "eth1"), None);
+    for _ in 0..2 {
+        plug(&network);
+        address(&network.server, SECOND);
+        address(&network.clients, SECOND_CLIENT);
+        homing.wait_until("the second cable has XDP", |status| mode(status, "eth1").as_deref() == Some("native"));
+        let before = syns(&homing);
+        let target = SocketAddr::from((SECOND, PORT));
+        let client = Client { namespace: Some(&network.clients), from: SECOND_CLIENT.into(), target };
+        assert!(!client.open().hello.forwarded, "steered by the kernel");
+        assert!(syns(&homing) > before, "and seen by XDP");
+        network.server.ip(&["link", "delete", "eth1"]);
+        homing.wait_until("the second cable is gone", |status| mode(status, "eth1").is_none());
+    }
+    assert_eq!(mode(&homing.status(), "eth0").as_deref(), Some("native"), "the first never lost it");
+}
+
+#[test]
+fn a_configured_interface_gets_the_program_when_it_comes() {
+    let network = Network::new(1);
+    let homing = start(&network, "interfaces = [\"eth0\", \"eth1\"]");
+    assert_eq!(mode(&homing.status(), "eth1").as_deref(), Some("none"));
+    plug(&network);
+    homing.wait_until("it has XDP", |status| mode(status, "eth1").as_deref() == Some("native"));
+}
+
+#[test]
+fn the_xdp_program_of_another_is_named_and_stays() {
+    let network = Network::new(1);
+    let _theirs = network.server.let_pass("eth0");
+    let homing = start(&network, "");
+    let status = homing.status();
+    let eth0 = &status["kernel_path"]["interfaces"][0];
+    assert_eq!(eth0["mode"], "none", "{status:#}");
+    let reason = eth0["reason"].as_str().expect("a reason");
+    assert!(reason.starts_with("another XDP program is attached (homing_xdp, id "), "{reason}");
+    let client = Client { namespace: Some(&network.clients), from: client_v4(1), target: (SERVER_V4, PORT).into() };
+    assert!(!client.open().hello.forwarded, "connections are steered all the same");
+    drop(homing);
+    let output = network.server.output(&["ip", "-json", "link", "show", "dev", "eth0"]);
+    let links: Value = serde_json::from_str(&output).expect("JSON");
+    assert_eq!(links[0]["xdp"]["prog"]["name"], "homing_xdp", "theirs is still there: {links:#}");
+}
+
+#[test]
+fn the_sk_lookup_program_of_another_is_named_and_stays() {
+    let network = Network::new(1);
+    let theirs = network.server.let_look_up();
+    let homing = start(&network, "");
+    let others = homing.status()["kernel_path"]["other_lookups"].clone();
+    let [other] = others.as_array().expect("a list").as_slice() else { panic!("one other program: {others}") };
+    assert!(other.as_str().is_some_and(|other| other.starts_with("homing_lookup, id ")), "{other}");
+    assert!(homing.said().contains("another sk_lookup program"), "{}", homing.said());
+    let client = Client { namespace: Some(&network.clients), from: client_v4(1), target: (SERVER_V4, PORT).into() };
+    assert!(!client.open().hello.forwarded);
+    drop(homing);
+    let second = start(&network, "");
+    assert_eq!(second.status()["kernel_path"]["other_lookups"], json!([other]), "it is still attached");
+    drop(theirs);
+}
