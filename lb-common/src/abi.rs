@@ -23,6 +23,9 @@ impl BackendId {
     /// No backend: an unfilled slot.
     pub const NONE: Self = Self(0);
 
+    /// Somebody, who is gone: whose slot it was is not known, and bindings must be asked.
+    pub const FORMER: Self = Self::new(MAX_BACKENDS - 1, MAX_GENERATION);
+
     /// # Panics
     /// If `index` is not below [`MAX_BACKENDS`], or `generation` is not in 1 to [`MAX_GENERATION`].
     pub const fn new(index: u32, generation: u32) -> Self {

@@ -10,6 +10,9 @@ use crate::hash::finalise;
 /// the largest is Maglev's own for a hundred hosts.
 const RING_SIZES: [u32; 9] = [509, 1_021, 2_039, 4_093, 8_191, 16_381, 32_749, 65_521, 65_537];
 
+/// The largest ring.
+pub const RING_LEN_MAX: u32 = RING_SIZES[RING_SIZES.len() - 1];
+
 /// Slots per backend that keep the shares of the ring close to the weights.
 const SLOTS_PER_BACKEND: u32 = 100;
 
@@ -27,8 +30,7 @@ pub struct Member {
 /// The ring size for up to `backends_max` members.
 pub fn ring_len(backends_max: u32) -> u32 {
     let wanted = backends_max.saturating_mul(SLOTS_PER_BACKEND);
-    let largest = RING_SIZES[RING_SIZES.len() - 1];
-    RING_SIZES.into_iter().find(|&len| len >= wanted).unwrap_or(largest)
+    RING_SIZES.into_iter().find(|&len| len >= wanted).unwrap_or(RING_LEN_MAX)
 }
 
 /// Fills a ring of `len` slots (a prime, 2 or more). Without members every slot is [`BackendId::NONE`].

@@ -85,6 +85,39 @@ pub(crate) fn driver_of(interface: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(name).into_owned())
 }
 
+/// Writes values 0, 1, 2 … of an array map in one call (Linux 5.6).
+pub(crate) fn fill_array<V: aya::Pod>(map: BorrowedFd<'_>, values: &[V]) -> io::Result<()> {
+    /// `batch` of `union bpf_attr` (Linux: include/uapi/linux/bpf.h).
+    #[repr(C)]
+    struct Batch {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map: RawFd,
+        element_flags: u64,
+        flags: u64,
+    }
+    const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+    let count = u32::try_from(values.len()).map_err(io::Error::other)?;
+    let keys: Vec<u32> = (0..count).collect();
+    let mut batch = Batch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count,
+        map: map.as_raw_fd(),
+        element_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: as many keys and values as are counted, all plain data, which the kernel only reads; the map's value is as
+    // large as `V`, or it would not be this array. All outlive the call.
+    let answer = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_BATCH, &raw mut batch, size_of::<Batch>()) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Ids of the programs that socket lookups of a network namespace run, in their order.
 pub(crate) fn lookup_programs(namespace: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     /// The head of `union bpf_attr` for `BPF_PROG_QUERY` (Linux: include/uapi/linux/bpf.h).

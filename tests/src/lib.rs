@@ -6,4 +6,5 @@ pub mod network;
 pub mod packets;
 pub mod round_robin;
 pub mod session;
+pub mod site;
 pub mod wire;

@@ -1,68 +1,13 @@
 //! End to end in network namespaces, over veth with native XDP: real addresses, real processes, real ends. Needs root.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use homing::demo::client::Dialect;
-use homing_tests::instance::{Homing, demo_app, is_alive, signal, wait_for, workers};
-use homing_tests::network::{Network, SERVER_V4, SERVER_V6, client_v4, client_v6};
-use homing_tests::session::{Client, Session};
-use rustix::process::Signal;
-
-const CLIENTS: u8 = 16;
-const PORT: u16 = 8080;
-
-/// A network with a homing in it.
-struct Site {
-    // In this order: homing ends before its namespace.
-    homing: Homing,
-    network: Network,
-}
-
-impl Site {
-    /// Four workers of the demo app that listen on `host`; `more` are further lines of its `[[app]]`.
-    fn start(host: &str, more: &str) -> Self {
-        let site = Self::with(&demo_app("demo", &[v4(), v6()], host, 4, more));
-        site.homing.wait_for_workers(0, 4);
-        site
-    }
-
-    fn with(apps: &str) -> Self {
-        let network = Network::new(CLIENTS);
-        let wrapper = network.server.wrapper();
-        let homing = Homing::start_under(&wrapper.each_ref().map(String::as_str), "", apps);
-        Self { homing, network }
-    }
-
-    fn client(&self, from: IpAddr) -> Client<'_> {
-        let target = if from.is_ipv4() { v4() } else { v6() };
-        Client { namespace: Some(&self.network.clients), from, target }
-    }
-
-    /// A session of every IPv4 client.
-    fn sessions(&self) -> Vec<Session<'_>> {
-        (1..=CLIENTS).map(|number| self.client(client_v4(number)).open()).collect()
-    }
-}
-
-fn v4() -> SocketAddr {
-    (SERVER_V4, PORT).into()
-}
-
-fn v6() -> SocketAddr {
-    (SERVER_V6, PORT).into()
-}
-
-fn pid_of(session: &Session<'_>) -> i32 {
-    i32::try_from(session.hello.pid).expect("process ids are small")
-}
-
-/// Alive, and further connections reach its process.
-fn assert_kept(session: &mut Session<'_>) {
-    assert!(session.is_alive(), "the WebSocket of {:?} broke", session.hello);
-    let answer = session.check().expect("the service answers");
-    assert_eq!(answer.status, 200, "a new connection of {:?} reached another process: {answer:?}", session.hello);
-}
+use homing_tests::instance::{Homing, demo_app, is_alive, wait_for, workers};
+use homing_tests::network::{Network, client_v4, client_v6};
+use homing_tests::session::Client;
+use homing_tests::site::{CLIENTS, Site, assert_kept, v4, v6};
 
 fn all_pass_the_sticky_test(site: &Site, client: fn(u8) -> IpAddr) {
     let outcomes = site.network.clients.enter(|| {
@@ -158,80 +103,6 @@ fn live_connections_are_counted_exactly() {
             assert_eq!(worker["connections"], here, "{worker:#}");
         }
     }
-}
-
-#[test]
-fn a_killed_workers_clients_are_served_by_the_next_connection_and_others_notice_nothing() {
-    let site = Site::start("127.0.0.1", "");
-    let mut sessions = site.sessions();
-    let victim = pid_of(&sessions[0]);
-    signal(victim, Signal::KILL);
-    wait_for("the worker is gone", || (!is_alive(victim)).then_some(()));
-    let (mut lost, mut kept): (Vec<_>, Vec<_>) = sessions.drain(..).partition(|session| pid_of(session) == victim);
-    for session in &mut lost {
-        assert!(!session.is_alive(), "its process is gone");
-        let answer = session.check().expect("the next connection is served");
-        assert_eq!(answer.status, 404, "another process answers, which has no such session: {answer:?}");
-    }
-    kept.iter_mut().for_each(assert_kept);
-    // The ring is whole again; nobody else moved.
-    let status = site.homing.wait_for_workers(0, 4);
-    let restarts: Vec<_> = workers(&status, 0).iter().map(|worker| worker["restarts"].clone()).collect();
-    assert_eq!(restarts.iter().filter(|&restarts| restarts == 1).count(), 1, "{restarts:?}");
-    kept.iter_mut().for_each(assert_kept);
-}
-
-#[test]
-fn a_client_that_found_another_worker_stays_there_when_its_first_one_is_back() {
-    let site = Site::start("127.0.0.1", "");
-    let first = site.client(client_v4(1)).open();
-    // Down for as long as the client needs to settle elsewhere.
-    let victim = pid_of(&first);
-    signal(victim, Signal::KILL);
-    wait_for("the worker is gone", || (!is_alive(victim)).then_some(()));
-    wait_for("the client reaches another worker by the kernel path", || {
-        let session = site.client(client_v4(1)).open();
-        (!session.hello.forwarded && session.hello.pid != first.hello.pid).then_some(())
-    });
-    let mut second = site.client(client_v4(1)).open();
-    site.homing.wait_for_workers(0, 4);
-    assert_kept(&mut second);
-}
-
-#[test]
-fn killing_homing_changes_nothing_for_clients_and_the_next_run_adopts_everything() {
-    let mut site = Site::start("127.0.0.1", "");
-    let pids = site.homing.pids(0);
-    site.homing.kill();
-    {
-        let Site { homing, network } = &mut site;
-        let client = |number| Client { namespace: Some(&network.clients), from: client_v4(number), target: v4() };
-        let mut sessions: Vec<_> = (1..=CLIENTS).map(|number| client(number).open()).collect();
-        assert!(sessions.iter().all(|session| !session.hello.forwarded && pids.contains(&pid_of(session))));
-        sessions.iter_mut().for_each(assert_kept);
-        homing.start_again();
-        let status = homing.wait_for_workers(0, 4);
-        assert_eq!(homing.pids(0), pids, "the same processes");
-        assert_eq!(status["apps"][0]["connections"], CLIENTS, "connections made while homing was away are counted");
-        assert_eq!(status["apps"][0]["clients"], CLIENTS);
-        sessions.iter_mut().for_each(assert_kept);
-    }
-}
-
-#[test]
-fn open_sessions_outlive_two_kills_of_homing() {
-    let mut site = Site::start("127.0.0.1", "");
-    let Site { homing, network } = &mut site;
-    let client = |number| Client { namespace: Some(&network.clients), from: client_v4(number), target: v4() };
-    let mut sessions: Vec<_> = (1..=CLIENTS).map(|number| client(number).open()).collect();
-    for _ in 0..2 {
-        homing.kill();
-        sessions.iter_mut().for_each(assert_kept);
-        homing.start_again();
-        sessions.iter_mut().for_each(assert_kept);
-    }
-    drop(sessions);
-    homing.wait_until("no connection is left over in the counts", |status| status["apps"][0]["connections"] == 0);
 }
 
 #[test]

@@ -37,7 +37,13 @@ pub(super) fn spec(app: &App) -> AppSpec {
     }
 }
 
+/// With hosts that answer directly the same for all: what is known of their open flows is the slot they are in, and that
+/// must mean the same when hosts are added.
 fn ring_len(app: &App) -> u32 {
+    let answers_directly = |backend: &Backend| backend.forward != Forward::Http;
+    if app.backends.iter().any(answers_directly) {
+        return maglev::RING_LEN_MAX;
+    }
     maglev::ring_len(app.workers.max + app.backends.len() as u32)
 }
 

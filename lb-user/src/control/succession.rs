@@ -1,6 +1,6 @@
 //! What one run of homing leaves to the next: saved after every change, adopted at start.
 
-use lb_common::abi::BackendId;
+use lb_common::abi::{BackendId, Slot};
 
 use super::Event;
 use super::persist::{Saved, SavedRemote};
@@ -14,10 +14,14 @@ impl Runner {
         for (number, app) in self.state.apps.iter_mut().enumerate() {
             let same_app = saved.apps.get(number) == Some(&app.spec.name);
             let ring = self.kernel.datapath().and_then(|datapath| datapath.ring(number as u32));
-            if let (true, Some(ring)) = (same_app, ring)
-                && ring.len() == app.ring.len()
-            {
-                app.ring = ring.into();
+            match ring {
+                Some(ring) if same_app && ring.len() == app.ring.len() => app.ring = ring.into(),
+                // Its clients fall into other slots now: the bound ones are known by their bindings alone.
+                Some(_) if same_app => {
+                    let asked = Slot { current: BackendId::NONE, previous: BackendId::FORMER };
+                    app.ring = vec![asked; app.ring.len()].into();
+                }
+                Some(_) | None => {}
             }
         }
         let mut adopted = Vec::new();

@@ -19,7 +19,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash};
+use aya::maps::{
+    Array, ArrayOfMaps, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash,
+};
 use lb_common::abi::{
     Backend, BackendId, Counter, FAMILY_V4, FAMILY_V6, Limits, Live, Owner, Ports, Service, ServiceKey, Slot, SocketKey,
 };
@@ -194,10 +196,9 @@ impl Datapath {
     /// Puts a ring in place of the app's last one, in one step.
     pub fn publish_ring(&mut self, app: u32, ring: &[Slot]) -> Result<(), TableError> {
         let len = u32::try_from(ring.len()).expect("a ring is at most 65,537 slots");
-        let mut next: Array<MapData, Wire<Slot>> = Array::create(len, BPF_F_INNER_MAP).in_map("RINGS")?;
-        for (index, slot) in (0..).zip(ring) {
-            next.set(index, Wire(*slot), 0).in_map("RINGS")?;
-        }
+        let next: Array<MapData, Wire<Slot>> = Array::create(len, BPF_F_INNER_MAP).in_map("RINGS")?;
+        let slots: Vec<Wire<Slot>> = ring.iter().copied().map(Wire).collect();
+        crate::sys::fill_array(next.map().fd().as_fd(), &slots).map_err(MapError::IoError).in_map("RINGS")?;
         self.rings.set(app, &next, 0).in_map("RINGS")
     }
 
