@@ -156,6 +156,7 @@ fn subjects() -> Vec<Subject> {
         many("remote IPIP, 1M against 1", ack(App::Ipip), FIRST, 1 << 20, REDIRECT, IPIP_ONE, Some(Bar::Ratio(1.3))),
         many("remote GUE, 1 client", ack(App::Gue), FIRST, 1, REDIRECT, FLOOR_ENCAPSULATE, None),
         many("remote GUE, 1M clients", ack(App::Gue), FIRST, 1 << 20, REDIRECT, FLOOR_ENCAPSULATE, None),
+        many("remote L2, data, 64k clients", packets::data(App::L2.port()), FIRST, 1 << 16, REDIRECT, FLOOR_L2, None),
         many(
             "remote, slot in transition, 64k bound",
             ack(App::MovingRemote),

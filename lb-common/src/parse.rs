@@ -93,6 +93,7 @@ impl Segment {
 
 pub const TCP_SYN: u8 = 0x02;
 pub const TCP_RST: u8 = 0x04;
+pub const TCP_PSH: u8 = 0x08;
 pub const TCP_ACK: u8 = 0x10;
 
 const ETHERNET_LEN: usize = 14;

@@ -43,7 +43,7 @@ pub static ROUTES: PerCpuArray<Route, { MAX_BACKENDS as usize }> = PerCpuArray::
 #[btf_map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, BackendId, { FRAGMENTS_MAX as usize }> = LruHashMap::new();
 
-/// Client in a slot in transition → the new owner that it is opening a connection to. Its own table, so that a flood of
+/// Client → the remote backend that it is opening a connection to. Its own table, so that a flood of
 /// SYNs forgets other clients' SYNs at most, and nobody's binding.
 #[btf_map]
 pub static OPENING: LruHashMap<BindingKey, BackendId, { OPENING_MAX as usize }> = LruHashMap::new();

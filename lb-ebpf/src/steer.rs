@@ -2,7 +2,7 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
-use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
     Backend, BackendId, Binding, BindingKey, Counter, FORWARD_GUE, FORWARD_HTTP, FragmentKey, PROTO_TCP,
@@ -11,12 +11,15 @@ use lb_common::abi::{
 use lb_common::addr::Addr;
 use lb_common::affinity::{self, Choice, Flow};
 use lb_common::hash;
-use lb_common::parse::{Fragment, Segment};
+use lb_common::parse::{Fragment, Segment, TCP_PSH};
 
 use crate::maps::{self, BINDINGS, FRAGMENTS, KernelTables, OPENING};
 
 /// A binding of a remote backend's client is stamped again when the stamp is older than this, in seconds.
 const REFRESH_S: u32 = 30;
+
+/// Packets with data per look at the stamp of their client's binding.
+const SAMPLE: u32 = 16;
 
 /// What becomes of a packet.
 pub enum Steered {
@@ -119,15 +122,22 @@ pub fn later_fragment(fragment: &Fragment) -> Steered {
     })
 }
 
-/// While a slot is in transition its clients are written down: who opens to the new owner, and who was with another.
+/// Clients are written down before it matters, so that they are known when their slot changes hands: who opens a
+/// connection, and with its first data, as far as one can tell from this side, has it established. While a slot is in
+/// transition every packet of somebody unknown tells that its sender was there before.
 #[inline(always)]
 fn remember(service: &Service, segment: &Segment, flow: Flow, is_opening: bool) {
     let client = affinity::client_of(service, segment.source);
     let _written = match flow {
-        Flow::Ring(backend) if is_opening && affinity::is_in_transition(&KernelTables, service, client) => {
-            open(service.app, client.high, client.low, backend)
+        Flow::Ring(backend) if is_opening => open(service.app, client.high, client.low, backend),
+        Flow::Ring(backend) if segment.flags & TCP_PSH != 0 => {
+            // One after the other, not one within the other: their stacks would add up.
+            match established(service.app, client.high, client.low, backend) {
+                FIRST_DATA => bind(service.app, client.high, client.low, backend),
+                LOOK_AGAIN => refresh(service.app, client.high, client.low),
+                _ => 0,
+            }
         }
-        // A packet after the SYN: the connection is established, as far as one can tell from this side.
         Flow::Opening(backend) | Flow::Previous(backend) => bind(service.app, client.high, client.low, backend),
         Flow::Bound(_) => refresh(service.app, client.high, client.low),
         _ => 0,
@@ -155,6 +165,23 @@ fn bind(app: u32, high: u64, low: u64, backend: BackendId) -> u32 {
     maps::count(if is_written { Counter::BindingNew } else { Counter::BindingFailed });
     u32::from(is_written)
 }
+
+/// Whether this is the client's first data since it opened a connection to the backend. Of all later data one packet in
+/// [`SAMPLE`] looks whether the binding is still fresh.
+#[inline(never)]
+fn established(app: u32, high: u64, low: u64, backend: BackendId) -> u32 {
+    let key = BindingKey { client: Addr { high, low }, app, reserved: 0 };
+    // SAFETY: a slot reused under us is another client's whole id.
+    if unsafe { OPENING.get(key) }.copied() == Some(backend) {
+        let _ = OPENING.remove(key);
+        return FIRST_DATA;
+    }
+    // SAFETY: a helper without arguments or effects.
+    if unsafe { bpf_get_prandom_u32() } % SAMPLE == 0 { LOOK_AGAIN } else { 0 }
+}
+
+const FIRST_DATA: u32 = 1;
+const LOOK_AGAIN: u32 = 2;
 
 #[inline(never)]
 fn refresh(app: u32, high: u64, low: u64) -> u32 {

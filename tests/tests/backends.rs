@@ -129,6 +129,43 @@ fn a_drain_of_a_remote_backend_keeps_its_clients_and_their_open_connections() {
     }
 }
 
+/// Katran's client-IP mode fails here: after a change of its ring a page asset takes the client's WebSocket along.
+#[test]
+fn the_katran_failure_a_ring_change_then_a_new_connection_and_the_old_websocket_lives() {
+    let site = Site::start("", "");
+    let mut sessions: Vec<_> = (1..=CLIENTS).map(|number| site.client(number).open()).collect();
+    for (command, state) in [("drain", "draining"), ("undrain", "ready"), ("drain", "draining")] {
+        assert!(site.homing.ask(&[command, "demo/0"]).status.success());
+        site.homing.wait_until("the ring has changed", |status| workers(status, 0)[0]["state"] == state);
+        for session in &mut sessions {
+            // The WebSocket has been silent since the change: nothing but the binding tells of it.
+            let asset = session.check().expect("the service answers");
+            assert_eq!(asset.status, 200, "the new connection reaches the session of {:?}", session.hello);
+            assert!(session.is_alive(), "and the old WebSocket of {:?} lives", session.hello);
+        }
+    }
+}
+
+#[test]
+fn weight_changed_bound_clients_and_open_connections_stay_and_new_clients_follow_the_new_shares() {
+    let mut site = Site::start("", "");
+    let Site { homing, lan, .. } = &mut site;
+    let mut before: Vec<_> = (1..=4).map(|number| client(lan, number).open()).collect();
+    homing.kill();
+    let file = homing.dir().join("homing.toml");
+    let text = std::fs::read_to_string(&file).expect("the configuration");
+    let second = format!("address = \"{}:{PORT}\", forward = \"l2\"", backend_v4(1));
+    assert!(text.contains(&second), "{text}");
+    std::fs::write(&file, text.replace(&second, &format!("{second}, weight = 100"))).expect("it is written");
+    homing.start_again();
+    homing.wait_until("both backends answer", |status| workers(status, 0).iter().all(|w| w["state"] == "ready"));
+    before.iter_mut().for_each(assert_kept);
+    let after: Vec<_> = (5..=CLIENTS).map(|number| client(lan, number).open()).collect();
+    let [few, many] = spread(&after);
+    assert!(few <= 2 && many >= 10, "a hundredth and the rest: {few} and {many}");
+    before.iter_mut().for_each(assert_kept);
+}
+
 #[test]
 fn clients_of_a_host_that_falls_silent_reach_the_other_and_the_others_notice_nothing() {
     let mut site = Site::start("", "");

@@ -9,8 +9,8 @@ use homing::datapath::{OBJECT, pod::Wire};
 use homing_tests::network::Namespace;
 use homing_tests::wire::{self, Inner, internet_checksum};
 use lb_common::abi::{
-    Backend, BackendId, Binding, BindingKey, Counter, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, PROTO_TCP, PROTO_UDP,
-    Ports, SERVICE_REMOTE, Service, ServiceKey, Slot,
+    BINDINGS_MAX, Backend, BackendId, Binding, BindingKey, Counter, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, PROTO_TCP,
+    PROTO_UDP, Ports, SERVICE_REMOTE, Service, ServiceKey, Slot,
 };
 use lb_common::addr::Addr;
 
@@ -54,6 +54,11 @@ struct Kernel {
 
 impl Kernel {
     fn load() -> Self {
+        Self::load_with(BINDINGS_MAX)
+    }
+
+    /// With room for so many bindings.
+    fn load_with(bindings: u32) -> Self {
         let namespace = Namespace::new("remote");
         namespace.ip(&["link", "add", "eth0", "address", &mac(HERE_MAC), "type", "veth", "peer", "name", "far"]);
         namespace.ip(&["address", "add", "10.9.0.1/24", "dev", "eth0"]);
@@ -67,7 +72,8 @@ impl Kernel {
             }
         }
         namespace.enter(|| homing::datapath::allow_route_lookups().expect("root may set it"));
-        let mut kernel = Self { ebpf: EbpfLoader::new().load(OBJECT).expect("the kernel accepts the maps"), namespace };
+        let ebpf = EbpfLoader::new().map_max_entries("BINDINGS", bindings).load(OBJECT);
+        let mut kernel = Self { ebpf: ebpf.expect("the kernel accepts the maps"), namespace };
         let program: &mut Xdp = kernel.program();
         program.load().expect("the verifier accepts the program");
         let service = Service {
@@ -196,13 +202,18 @@ fn inners() -> Vec<Inner> {
     inners
 }
 
+/// Counters of what became of the packet; others tell of what it left in the tables.
+fn verdicts(raised: &[&'static str]) -> Vec<&'static str> {
+    raised.iter().copied().filter(|counter| counter.starts_with("xdp_")).collect()
+}
+
 #[test]
 fn packets_leave_by_link_address_with_one_hop_less_and_are_else_untouched() {
     let mut kernel = Kernel::load();
     kernel.forward_to(0, FORWARD_L2, true);
     for inner in inners() {
         let (verdict, out, raised) = kernel.run(&inner.frame());
-        assert_eq!((verdict, raised.as_slice()), (XDP_REDIRECT, &["xdp_forwarded_l2"][..]), "{inner:?}");
+        assert_eq!((verdict, verdicts(&raised)), (XDP_REDIRECT, vec!["xdp_forwarded_l2"]), "{inner:?}");
         assert_eq!((&out[..6], &out[6..12]), (&HOSTS[0].mac[..], &HERE_MAC[..]), "{inner:?}");
         assert_eq!(out[12..14], inner.ethertype());
         assert_eq!(out[14..], inner.packet_after_hop(), "{inner:?}");
@@ -218,7 +229,7 @@ fn packets_leave_in_ip_or_gue_with_right_outer_headers_and_checksums() {
             for inner in inners() {
                 let (verdict, out, raised) = kernel.run(&inner.frame());
                 let what = format!("over IPv{}, {counter}: {inner:?}", if over_v4 { 4 } else { 6 });
-                assert_eq!((verdict, raised.as_slice()), (XDP_REDIRECT, &[counter][..]), "{what}");
+                assert_eq!((verdict, verdicts(&raised)), (XDP_REDIRECT, vec![counter]), "{what}");
                 assert_eq!((&out[..6], &out[6..12]), (&HOSTS[1].mac[..], &HERE_MAC[..]), "{what}");
                 let packet = inner.packet_after_hop();
                 let protocol = if inner.is_v4 { 4 } else { 41 };
@@ -363,6 +374,43 @@ fn while_a_slot_changes_hands_open_flows_stay_and_new_clients_go_to_the_new_owne
     // The transition ends: the ring alone decides.
     kernel.set_ring(new, BackendId::NONE);
     assert_eq!(kernel.host_of(&packet(1, syn)), Some(1));
+}
+
+#[test]
+fn a_client_is_bound_with_the_first_data_after_it_opened_and_by_nothing_else() {
+    let mut kernel = Kernel::load();
+    kernel.forward_to(0, FORWARD_L2, true);
+    let packet = |client: u8, flags: u8| Inner { client, kind: wire::Kind::Tcp(flags), ..Inner::default() }.frame();
+    let (syn, ack, data) = (0x02, 0x10, 0x18);
+    for (flags, bound) in [(data, 0), (ack, 0), (syn, 0), (ack, 0), (data, 1), (data, 1), (syn, 1)] {
+        kernel.run(&packet(1, flags));
+        assert_eq!(kernel.bindings().keys().count(), bound, "after flags {flags:#x}");
+    }
+}
+
+#[test]
+fn table_full_the_longest_idle_bindings_are_forgotten_and_the_latest_are_kept() {
+    const ROOM: u32 = 2_048;
+    let mut kernel = Kernel::load_with(ROOM);
+    let old = kernel.enlist(0, FORWARD_IPIP, true);
+    let new = kernel.enlist(1, FORWARD_IPIP, true);
+    kernel.set_ring(new, old);
+    let clients = 3 * ROOM;
+    let address = |client: u32| [11, 0, (client >> 8) as u8, client as u8];
+    for client in 0..clients {
+        let ack = wire::Kind::Tcp(0x10);
+        let frame = Inner { client_v4: Some(address(client)), kind: ack, ..Inner::default() }.frame();
+        assert_eq!(kernel.host_of(&frame), Some(0), "who was there before stays, also while the table is full");
+    }
+    let bindings = kernel.bindings();
+    let is_bound = |client: u32| {
+        let key = BindingKey { client: Addr::v4(address(client)), app: 0, reserved: 0 };
+        bindings.get(&Wire(key), 0).is_ok()
+    };
+    let kept = |clients: std::ops::Range<u32>| clients.filter(|&client| is_bound(client)).count();
+    assert!(bindings.keys().count() <= ROOM as usize);
+    assert_eq!(kept(clients - 64..clients), 64, "the latest");
+    assert_eq!(kept(0..64), 0, "the oldest");
 }
 
 #[test]

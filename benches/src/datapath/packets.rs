@@ -5,6 +5,7 @@ pub const SERVICE_V4: [u8; 4] = [192, 0, 2, 1];
 const SERVICE_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 const CLIENT_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
 const SYN: u8 = 0x02;
+const PSH: u8 = 0x08;
 const ACK: u8 = 0x10;
 const TCP: u8 = 6;
 const TCP_LEN: u8 = 20;
@@ -15,6 +16,11 @@ pub fn ack(port: u16) -> Vec<u8> {
 
 pub fn syn(port: u16) -> Vec<u8> {
     ipv4(port, SYN)
+}
+
+/// As if it carried data: what matters is the flag.
+pub fn data(port: u16) -> Vec<u8> {
+    ipv4(port, ACK | PSH)
 }
 
 fn ipv4(port: u16, flags: u8) -> Vec<u8> {
