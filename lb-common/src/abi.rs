@@ -54,7 +54,7 @@ impl BackendId {
 pub const SERVICES_MAX: u32 = 4_096;
 /// Apps, hence rings.
 pub const APPS_MAX: u32 = 4_096;
-/// Bindings kept; past that the oldest idle one is forgotten (LRU).
+/// Bindings that the table is declared for; past its size the oldest idle one is forgotten (LRU).
 pub const BINDINGS_MAX: u32 = 1_000_000;
 
 /// IANA protocol numbers.

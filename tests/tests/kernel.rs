@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use homing::datapath::{Listed, OBJECT, pod::Wire};
+use homing::datapath::{Listed, OBJECT, Sizes, pod::Wire};
 use homing_tests::packets::{self, Fixture};
 use lb_common::abi::{
     BackendId, BindingKey, Counter, LISTED_ALLOW, LISTED_DENY, Limits, Ports, Promotion, SERVICE_ALLOWED_ONLY,
@@ -109,6 +109,30 @@ fn every_fixture_is_read_alike_in_user_space_and_in_the_kernel() {
         assert_eq!(raised, [counter.name()], "the kernel counts: {name}");
         assert!(out == *bytes, "the packet is left as it was: {name}");
     }
+}
+
+#[test]
+fn the_memory_that_check_states_is_what_the_kernel_sets_aside() {
+    let sizes = Sizes { bindings: 300_000, paces: 1 };
+    let mut loader = EbpfLoader::new();
+    loader.map_max_entries("BINDINGS", sizes.bindings).map_max_entries("CLIENT_DUE", sizes.paces);
+    let ebpf = loader.load(OBJECT).expect("the kernel accepts the maps");
+    let charged: u64 = ebpf.maps().filter_map(|(_, map)| charge(map)).sum();
+    let stated = sizes.bytes();
+    assert!(stated.abs_diff(charged) * 10 <= charged, "stated {stated}, set aside {charged}");
+}
+
+/// What the kernel has set aside for a map, in bytes.
+fn charge(map: &aya::maps::Map) -> Option<u64> {
+    let fd = match map {
+        aya::maps::Map::Array(map) | aya::maps::Map::PerCpuArray(map) => map.fd(),
+        aya::maps::Map::HashMap(map) | aya::maps::Map::LruHashMap(map) => map.fd(),
+        aya::maps::Map::SockHash(map) | aya::maps::Map::LpmTrie(map) => map.fd(),
+        _ => return None,
+    };
+    let info = format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(fd)));
+    let info = std::fs::read_to_string(info).expect("a descriptor of this process");
+    info.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok())
 }
 
 #[test]

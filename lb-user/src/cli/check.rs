@@ -25,6 +25,16 @@ fn render(path: &Path, config: &Config, missing: Option<&str>) -> String {
     let mut out = String::new();
     let apps = if config.apps.len() == 1 { "1 app" } else { &format!("{} apps", config.apps.len()) };
     let _ = writeln!(out, "{}: no errors, {apps}", path.display());
+    if config.homing.kernel_path != KernelPath::Off {
+        const MB: u64 = 1_000_000;
+        let sizes = datapath::Sizes::of(config);
+        let _ = writeln!(
+            out,
+            "kernel memory: {} MB, with room for {} bound clients (homing.bindings)",
+            sizes.bytes().div_ceil(MB),
+            sizes.bindings
+        );
+    }
     for app in &config.apps {
         let (path, why) = path_of(app, config.homing.kernel_path, missing);
         let listen: Vec<String> = app.listen.iter().map(ToString::to_string).collect();

@@ -134,6 +134,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
             pin_dir: format!("/sys/fs/bpf/homing-demo-{}", std::process::id()).into(),
             kernel_path: KernelPath::Preferred,
             interfaces: Vec::new(),
+            bindings: 1_024,
         },
         apps: vec![app(BY_ADDRESS, by_address, Affinity::Ip), app(BY_COOKIE, by_cookie, Affinity::Cookie)],
     })

@@ -171,7 +171,7 @@ fn open_kernel(config: &Config) -> anyhow::Result<Kernel> {
         return Ok(Kernel::Off { reason: "kernel_path = \"off\" in the configuration".to_owned() });
     }
     let interfaces = datapath::interfaces(config).context("cannot list this machine's addresses")?;
-    match Datapath::open(&homing.pin_dir, &interfaces) {
+    match Datapath::open(&homing.pin_dir, &interfaces, datapath::Sizes::of(config)) {
         Ok(datapath) => {
             let is_direct = |app: &config::App| app.backends.iter().any(|backend| backend.forward != Forward::Http);
             if config.apps.iter().any(is_direct) {

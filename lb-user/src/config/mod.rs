@@ -33,6 +33,8 @@ pub struct Homing {
     pub kernel_path: KernelPath,
     /// Interfaces for XDP; empty: those that carry the listen addresses.
     pub interfaces: Vec<String>,
+    /// Clients that the kernel's table of bindings has room for, 1,024 to 16,000,000.
+    pub bindings: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]

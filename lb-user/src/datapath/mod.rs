@@ -12,6 +12,7 @@ mod pin;
 pub mod pod;
 mod ports;
 mod routes;
+mod sizes;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -34,6 +35,7 @@ pub use netlink::Changes;
 pub use pin::detach;
 pub use ports::ports;
 pub use routes::{allow_route_lookups, source_towards};
+pub use sizes::Sizes;
 
 use pod::Wire;
 
@@ -114,10 +116,10 @@ impl Datapath {
     ///
     /// # Errors
     /// What is missing, and how to grant it. Nothing new stays attached.
-    pub fn open(pin_dir: &Path, interfaces: &[String]) -> Result<Self, Unavailable> {
+    pub fn open(pin_dir: &Path, interfaces: &[String], sizes: Sizes) -> Result<Self, Unavailable> {
         pin::prepare(pin_dir)?;
         let fresh = pin::is_empty(pin_dir);
-        let opened = Self::load(pin_dir, interfaces);
+        let opened = Self::load(pin_dir, interfaces, sizes);
         if opened.is_err() && fresh {
             // Nothing half-started stays behind; the first error is the one to tell.
             let _ = pin::detach(pin_dir);
@@ -125,8 +127,8 @@ impl Datapath {
         opened
     }
 
-    fn load(pin_dir: &Path, interfaces: &[String]) -> Result<Self, Unavailable> {
-        let mut ebpf = pin::load_on_pins(pin_dir, OBJECT)?;
+    fn load(pin_dir: &Path, interfaces: &[String], sizes: Sizes) -> Result<Self, Unavailable> {
+        let mut ebpf = pin::load_on_pins(pin_dir, OBJECT, sizes)?;
         let attached = attach::attach_all(&mut ebpf, pin_dir, interfaces)?;
         let bindings = KernelBindings::new(hash_map(&mut ebpf, "BINDINGS")?, hash_map(&mut ebpf, "PROMOTED")?);
         Ok(Self {

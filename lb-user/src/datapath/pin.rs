@@ -8,7 +8,7 @@ use aya::maps::{Array, Map, MapData};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::ABI_VERSION;
 
-use super::Unavailable;
+use super::{Sizes, Unavailable};
 
 /// `BPF_FS_MAGIC` (Linux: include/uapi/linux/magic.h).
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
@@ -54,9 +54,11 @@ pub(super) fn is_empty(pin_dir: &Path) -> bool {
 }
 
 /// Loads the object on the maps that are pinned, pinning those that are not.
-pub(super) fn load_on_pins(pin_dir: &Path, object: &[u8]) -> Result<Ebpf, Unavailable> {
+pub(super) fn load_on_pins(pin_dir: &Path, object: &[u8], sizes: Sizes) -> Result<Ebpf, Unavailable> {
     check_abi(pin_dir)?;
+    say_if_bindings_keep_their_size(pin_dir, sizes);
     let mut loader = EbpfLoader::new();
+    loader.map_max_entries("BINDINGS", sizes.bindings).map_max_entries("CLIENT_DUE", sizes.paces);
     for map in super::MAPS {
         loader.map_pin_path(map, pin_dir.join(map));
     }
@@ -68,6 +70,19 @@ pub(super) fn load_on_pins(pin_dir: &Path, object: &[u8]) -> Result<Ebpf, Unavai
         .map_err(|error| Unavailable::Load(chain(&error)))?;
     meta.set(0, ABI_VERSION, 0).map_err(|error| Unavailable::Load(chain(&error)))?;
     Ok(ebpf)
+}
+
+/// A table that is in use keeps its size: clients are bound in it.
+fn say_if_bindings_keep_their_size(pin_dir: &Path, sizes: Sizes) {
+    let pinned = MapData::from_pin(pin_dir.join("BINDINGS")).and_then(|map| map.info());
+    let Ok(found) = pinned.map(|info| info.max_entries()) else { return };
+    if found != sizes.bindings {
+        tracing::warn!(
+            "the table of bindings keeps its room for {found} clients until homing is stopped and started; \
+             homing.bindings asks for {}",
+            sizes.bindings
+        );
+    }
 }
 
 fn check_abi(pin_dir: &Path) -> Result<(), PinError> {

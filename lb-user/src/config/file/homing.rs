@@ -12,7 +12,12 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// IFNAMSIZ, less the NUL.
 const INTERFACE_BYTES_MAX: usize = 15;
 
-const KNOWN: &[&str] = &["control_socket", "state_dir", "log_dir", "pin_dir", "kernel_path", "interfaces"];
+const KNOWN: &[&str] = &["control_socket", "state_dir", "log_dir", "pin_dir", "kernel_path", "interfaces", "bindings"];
+
+const BINDINGS_MIN: u32 = 1_024;
+const BINDINGS_MAX: u32 = 16_000_000;
+/// Fourteen megabytes.
+const DEFAULT_BINDINGS: u32 = 131_072;
 
 /// The table, or the defaults; nothing where a value that is given is wrong.
 pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
@@ -35,6 +40,7 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
     let (state_dir, log_dir) = (path("state_dir", "/var/lib/homing"), path("log_dir", "/var/log/homing"));
     let pin_dir = path("pin_dir", "/sys/fs/bpf/homing");
     let interfaces = table.map(interfaces).unwrap_or_default();
+    let bindings = table.and_then(|table| table.number("bindings", BINDINGS_MIN, BINDINGS_MAX));
     Some(Homing {
         control_socket: control_socket?,
         state_dir: state_dir?,
@@ -42,6 +48,7 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
         pin_dir: pin_dir?,
         kernel_path: kernel_path?,
         interfaces,
+        bindings: bindings.map_or(DEFAULT_BINDINGS, |given| given.value),
     })
 }
 

@@ -59,7 +59,7 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
     assert_eq!(config.homing.log_dir, Path::new("/var/log/homing"));
     assert_eq!(config.homing.pin_dir, Path::new("/sys/fs/bpf/homing"));
     assert_eq!(config.homing.kernel_path, KernelPath::Preferred);
-    assert!(config.homing.interfaces.is_empty());
+    assert_eq!((config.homing.interfaces.len(), config.homing.bindings), (0, 131_072));
 }
 
 #[test]
@@ -73,6 +73,7 @@ fn every_key_is_read() {
         pin_dir = "/sys/fs/bpf/other"
         kernel_path = "required"
         interfaces = ["eth0", "lo"]
+        bindings = 1_000_000
         [[app]]
         name = "a-1_b"
         listen = ["0.0.0.0:8080", "[::]:8080"]
@@ -98,6 +99,7 @@ fn every_key_is_read() {
     assert_eq!(config.homing.pin_dir, Path::new("/sys/fs/bpf/other"));
     assert_eq!(config.homing.kernel_path, KernelPath::Required);
     assert_eq!(config.homing.interfaces, ["eth0", "lo"]);
+    assert_eq!(config.homing.bindings, 1_000_000);
     let app = &config.apps[0];
     assert_eq!((app.name.as_str(), app.listen.len(), app.affinity), ("a-1_b", 2, Affinity::Cookie));
     assert_eq!((app.directory.as_path(), app.user.as_deref()), (Path::new("/etc"), Some("root")));
