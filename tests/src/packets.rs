@@ -2,7 +2,7 @@
 
 use lb_common::abi::Counter;
 use lb_common::addr::Addr;
-use lb_common::parse::{Fragment, FragmentId, Frame, Segment, TCP_ACK, TCP_RST, TCP_SYN};
+use lb_common::parse::{self, Fragment, FragmentId, Frame, Segment, TCP_ACK, TCP_RST, TCP_SYN};
 
 /// The service that the fixtures speak to: an address of its own, on both families.
 pub const PORT: u16 = 8080;
@@ -26,6 +26,26 @@ pub struct Fixture {
     pub frame: Frame,
     /// The one counter that the XDP program raises.
     pub counter: Counter,
+}
+
+/// The names of the counters that went up by one.
+pub fn raised(before: &[u64], after: &[u64]) -> Vec<&'static str> {
+    let counters = Counter::ALL.iter().zip(before.iter().zip(after));
+    counters.filter(|(_, (before, after))| **after == **before + 1).map(|(counter, _)| counter.name()).collect()
+}
+
+/// Every fixture is read alike in user space and by a loaded program. `run` gives verdict, bytes and [`raised`].
+pub fn check_fixtures(mut run: impl FnMut(&[u8]) -> (u32, Vec<u8>, Vec<&'static str>)) {
+    const XDP_PASS: u32 = 2;
+    let fixtures = fixtures();
+    assert!(fixtures.len() >= 150, "{} fixtures", fixtures.len());
+    for Fixture { name, bytes, frame, counter } in &fixtures {
+        assert_eq!(parse::parse(bytes.as_slice()), *frame, "user space reads: {name}");
+        let (verdict, out, raised) = run(bytes);
+        assert_eq!(verdict, XDP_PASS, "a packet to a local worker or to others passes: {name}");
+        assert_eq!(raised, [counter.name()], "the kernel counts: {name}");
+        assert!(out == *bytes, "the packet is left as it was: {name}");
+    }
 }
 
 /// All fixtures.

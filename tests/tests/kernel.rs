@@ -6,13 +6,12 @@ use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use homing::datapath::{Listed, OBJECT, Sizes, pod::Wire};
-use homing_tests::packets::{self, Fixture};
+use homing_tests::packets::{self, check_fixtures};
 use lb_common::abi::{
     BackendId, BindingKey, Counter, LISTED_ALLOW, LISTED_DENY, Limits, Ports, Promotion, SERVICE_ALLOWED_ONLY,
     SERVICE_AUTO, SERVICE_LIMITED, SERVICE_LISTED, Service, ServiceKey, Slot,
 };
 use lb_common::addr::Addr;
-use lb_common::parse;
 
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
@@ -83,12 +82,7 @@ impl Kernel {
         let options = TestRunOptions { data_in: Some(packet), data_out: Some(&mut out), ..TestRunOptions::default() };
         let result = self.program().test_run(options).expect("a test run");
         out.truncate(result.data_size_out as usize);
-        let raised = Counter::ALL
-            .iter()
-            .zip(before.iter().zip(self.counters()))
-            .filter(|(_, (before, after))| *after == **before + 1)
-            .map(|(counter, _)| counter.name())
-            .collect();
+        let raised = packets::raised(&before, &self.counters());
         (result.return_value, out, raised)
     }
 }
@@ -99,16 +93,8 @@ fn service() -> Service {
 
 #[test]
 fn every_fixture_is_read_alike_in_user_space_and_in_the_kernel() {
-    let fixtures = packets::fixtures();
-    assert!(fixtures.len() >= 150, "{} fixtures", fixtures.len());
     let mut kernel = Kernel::load();
-    for Fixture { name, bytes, frame, counter } in &fixtures {
-        assert_eq!(parse::parse(bytes.as_slice()), *frame, "user space reads: {name}");
-        let (verdict, out, raised) = kernel.run(bytes);
-        assert_eq!(verdict, XDP_PASS, "a packet to a local worker or to others passes: {name}");
-        assert_eq!(raised, [counter.name()], "the kernel counts: {name}");
-        assert!(out == *bytes, "the packet is left as it was: {name}");
-    }
+    check_fixtures(|packet| kernel.run(packet));
 }
 
 #[test]

@@ -91,6 +91,21 @@ pub fn test_tools() -> anyhow::Result<()> {
     step("tools for network namespaces", || apt(&missing))
 }
 
+/// Headers for building libbpf, the second loader that tests load the kernel programs with.
+pub fn libbpf_headers() -> anyhow::Result<()> {
+    let needed = [("libelf.h", "libelf-dev"), ("zlib.h", "zlib1g-dev")];
+    let is_missing = |header: &str| !PathBuf::from("/usr/include").join(header).exists();
+    let mut missing: Vec<&str> =
+        needed.iter().filter(|(header, _)| is_missing(header)).map(|(_, package)| *package).collect();
+    if !has("pkg-config") {
+        missing.push("pkg-config");
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    step("headers for libbpf, a second loader for the kernel programs", || apt(&missing))
+}
+
 /// A browser to look at the apps with.
 pub fn browser() -> anyhow::Result<()> {
     if has("chromium") && has("chromedriver") {

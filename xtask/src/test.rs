@@ -48,7 +48,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
     }
     let wanted = |tier: bool| all || tier;
     let privileged: [(_, _, &[&str]); 3] = [
-        ("kernel", options.kernel, &["kernel", "remote"]),
+        ("kernel", options.kernel, &["kernel", "remote", "loaders"]),
         ("e2e", options.e2e, &["e2e", "affinity", "refusals", "backends", "promotion", "protection", "devices"]),
         ("apps", options.apps, &["apps"]),
     ];
@@ -62,12 +62,14 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
             continue;
         }
         setup::test_tools()?;
+        setup::libbpf_headers()?;
         if name == "apps" {
             setup::browser()?;
             setup::shiny_venv()?;
         }
         let arguments = files.iter().flat_map(|file| ["--test", file]);
-        let arguments: Vec<&str> = ["test", "--package", "homing-tests"].into_iter().chain(arguments).collect();
+        let arguments: Vec<&str> =
+            ["test", "--package", "homing-tests", "--features", "libbpf"].into_iter().chain(arguments).collect();
         tiers.push(tier(name, &arguments, options)?);
     }
     report(&tiers)

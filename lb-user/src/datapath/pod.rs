@@ -11,6 +11,18 @@ use lb_common::abi::{
 #[derive(Clone, Copy)]
 pub struct Wire<T: Copy>(pub T);
 
+impl<T: Copy> Wire<T>
+where
+    Self: aya::Pod,
+{
+    /// As the map holds them.
+    pub fn bytes(&self) -> Vec<u8> {
+        let start: *const u8 = (&raw const self.0).cast();
+        // SAFETY: `Pod` says that the value is its bytes, without padding; they are copied while it is borrowed.
+        unsafe { std::slice::from_raw_parts(start, size_of::<T>()) }.to_vec()
+    }
+}
+
 macro_rules! plain_bytes {
     ($($type:ty),+ $(,)?) => {
         $(
