@@ -16,7 +16,6 @@ use kernel::{BOUND, FIRST, Kernel};
 const DROP: u32 = 1;
 const PASS: u32 = 2;
 const TX: u32 = 3;
-const REDIRECT: u32 = 4;
 
 /// The services, one app each.
 #[derive(Clone, Copy)]
@@ -145,24 +144,24 @@ fn subjects() -> Vec<Subject> {
             FLOOR_PASS,
             Some(Bar::Value(900.0)),
         ),
-        many("remote L2, 1 client", ack(App::L2), FIRST, 1, REDIRECT, FLOOR_L2, l2),
-        many("remote L2, 16k clients", ack(App::L2), FIRST, 1 << 14, REDIRECT, FLOOR_L2, l2),
-        many("remote L2, 64k clients", ack(App::L2), FIRST, 1 << 16, REDIRECT, FLOOR_L2, l2),
-        many("remote L2, 1M clients", ack(App::L2), FIRST, 1 << 20, REDIRECT, FLOOR_L2, l2),
-        many(IPIP_ONE, ack(App::Ipip), FIRST, 1, REDIRECT, FLOOR_ENCAPSULATE, ipip),
-        many("remote IPIP, 16k clients", ack(App::Ipip), FIRST, 1 << 14, REDIRECT, FLOOR_ENCAPSULATE, ipip),
-        many("remote IPIP, 64k clients", ack(App::Ipip), FIRST, 1 << 16, REDIRECT, FLOOR_ENCAPSULATE, ipip),
-        many("remote IPIP, 1M clients", ack(App::Ipip), FIRST, 1 << 20, REDIRECT, FLOOR_ENCAPSULATE, ipip),
-        many("remote IPIP, 1M against 1", ack(App::Ipip), FIRST, 1 << 20, REDIRECT, IPIP_ONE, Some(Bar::Ratio(1.3))),
-        many("remote GUE, 1 client", ack(App::Gue), FIRST, 1, REDIRECT, FLOOR_ENCAPSULATE, None),
-        many("remote GUE, 1M clients", ack(App::Gue), FIRST, 1 << 20, REDIRECT, FLOOR_ENCAPSULATE, None),
-        many("remote L2, data, 64k clients", packets::data(App::L2.port()), FIRST, 1 << 16, REDIRECT, FLOOR_L2, None),
+        many("remote L2, 1 client", ack(App::L2), FIRST, 1, TX, FLOOR_L2, l2),
+        many("remote L2, 16k clients", ack(App::L2), FIRST, 1 << 14, TX, FLOOR_L2, l2),
+        many("remote L2, 64k clients", ack(App::L2), FIRST, 1 << 16, TX, FLOOR_L2, l2),
+        many("remote L2, 1M clients", ack(App::L2), FIRST, 1 << 20, TX, FLOOR_L2, l2),
+        many(IPIP_ONE, ack(App::Ipip), FIRST, 1, TX, FLOOR_ENCAPSULATE, ipip),
+        many("remote IPIP, 16k clients", ack(App::Ipip), FIRST, 1 << 14, TX, FLOOR_ENCAPSULATE, ipip),
+        many("remote IPIP, 64k clients", ack(App::Ipip), FIRST, 1 << 16, TX, FLOOR_ENCAPSULATE, ipip),
+        many("remote IPIP, 1M clients", ack(App::Ipip), FIRST, 1 << 20, TX, FLOOR_ENCAPSULATE, ipip),
+        many("remote IPIP, 1M against 1", ack(App::Ipip), FIRST, 1 << 20, TX, IPIP_ONE, Some(Bar::Ratio(1.3))),
+        many("remote GUE, 1 client", ack(App::Gue), FIRST, 1, TX, FLOOR_ENCAPSULATE, None),
+        many("remote GUE, 1M clients", ack(App::Gue), FIRST, 1 << 20, TX, FLOOR_ENCAPSULATE, None),
+        many("remote L2, data, 64k clients", packets::data(App::L2.port()), FIRST, 1 << 16, TX, FLOOR_L2, None),
         many(
             "remote, slot in transition, 64k bound",
             ack(App::MovingRemote),
             FIRST,
             1 << 16,
-            REDIRECT,
+            TX,
             FLOOR_ENCAPSULATE,
             None,
         ),

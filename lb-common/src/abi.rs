@@ -243,13 +243,14 @@ pub struct Backend {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Route {
     pub backend: BackendId,
-    /// Second of CLOCK_MONOTONIC (coarse) that it was looked up in.
-    pub looked_up_s: u32,
+    /// When it was looked up: CLOCK_MONOTONIC (coarse) in units of 2^30 ns, a little more than a second, which take no
+    /// division to tell.
+    pub looked_up: u32,
     pub interface: u32,
     /// Bytes of an IP packet.
     pub mtu: u32,
-    /// Destination, then source link address: the first 12 bytes of a frame.
-    pub link: [u8; 12],
+    /// Destination, then source link address: the first 12 bytes of a frame, as words of this machine.
+    pub link: [u32; 3],
     pub reserved: u32,
 }
 

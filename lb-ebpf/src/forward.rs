@@ -147,7 +147,7 @@ fn rewrite(
     }
     let packet = XdpPacket::new(ctx);
     packet
-        .write(0, route.link)
+        .write_link(route.link)
         .and_then(|()| packet.write(12, ethertype))
         .map(|()| packet)
         .ok_or_else(|| drop_because(Counter::XdpNoRoom))
@@ -162,19 +162,19 @@ fn drop_because(counter: Counter) -> u32 {
 /// The way to the backend. `None` is counted.
 #[inline(always)]
 fn route(ctx: &XdpContext, backend: &Backend) -> Option<&'static Route> {
-    let now_s = maps::now_s();
+    let now = (maps::now_ns() >> 30) as u32;
     let cached = ROUTES.get_ptr_mut(backend.id.index())?;
     // SAFETY: this CPU's own value; XDP programs are not interrupted by one another on a CPU.
     unsafe {
-        if (*cached).backend != backend.id || (*cached).looked_up_s != now_s {
-            *cached = look_up(ctx, backend, now_s)?;
+        if (*cached).backend != backend.id || (*cached).looked_up != now {
+            *cached = look_up(ctx, backend, now)?;
         }
         Some(&*cached)
     }
 }
 
 #[inline(always)]
-fn look_up(ctx: &XdpContext, backend: &Backend, now_s: u32) -> Option<Route> {
+fn look_up(ctx: &XdpContext, backend: &Backend, now: u32) -> Option<Route> {
     // SAFETY: plain integers and byte arrays.
     let mut query: FibLookup = unsafe { core::mem::zeroed() };
     query.ifindex = LOOPBACK;
@@ -195,12 +195,11 @@ fn look_up(ctx: &XdpContext, backend: &Backend, now_s: u32) -> Option<Route> {
         maps::count(if no_neighbour { Counter::XdpNoNeighbour } else { Counter::XdpNoRoute });
         return None;
     }
-    let mut link = [0; 12];
-    link[..6].copy_from_slice(&query.dmac);
-    link[6..].copy_from_slice(&query.smac);
+    let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (query.dmac, query.smac);
+    let link = [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes);
     // SAFETY: the helper wrote the route's MTU there (Linux 5.12), in a union of two numbers of one size.
     let mtu = u32::from(unsafe { query.__bindgen_anon_1.mtu_result });
-    Some(Route { backend: backend.id, looked_up_s: now_s, interface: query.ifindex, mtu, link, reserved: 0 })
+    Some(Route { backend: backend.id, looked_up: now, interface: query.ifindex, mtu, link, reserved: 0 })
 }
 
 #[inline(never)]

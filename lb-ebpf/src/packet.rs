@@ -41,6 +41,27 @@ impl XdpPacket {
         Some(())
     }
 
+    /// Both link addresses, in three stores: byte by byte, as the compiler writes arrays, takes twelve.
+    #[inline(always)]
+    pub fn write_link(&self, [first, second, third]: [u32; 3]) -> Option<()> {
+        let start = self.place::<12>(0)?;
+        // SAFETY: twelve bytes that are all in the frame; the kernel allows such stores wherever the machine does them at
+        // any address, and frames begin at a multiple of four in any case.
+        unsafe {
+            asm!(
+                "*(u32 *)({0} + 0) = {1}",
+                "*(u32 *)({0} + 4) = {2}",
+                "*(u32 *)({0} + 8) = {3}",
+                in(reg) start,
+                in(wreg) first,
+                in(wreg) second,
+                in(wreg) third,
+                options(nostack, preserves_flags)
+            );
+        }
+        Some(())
+    }
+
     /// The address of `N` bytes that are all in the frame.
     #[inline(always)]
     fn place<const N: usize>(&self, offset: usize) -> Option<usize> {

@@ -167,8 +167,15 @@ impl Kernel {
             Packets::Many { clients, .. } => *clients,
         };
         let (program, frame) = self.prepare(subject)?;
-        program.test_run(TestRunOptions { data_in: Some(frame), repeat: clients, ..TestRunOptions::default() })?;
-        let result = program.test_run(TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() })?;
+        let context = context(frame)?;
+        let options = |repeat| TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            repeat,
+            ..TestRunOptions::default()
+        };
+        program.test_run(options(clients))?;
+        let result = program.test_run(options(1))?;
         ensure!(result.return_value == subject.verdict, "verdict {}, not {}", result.return_value, subject.verdict);
         Ok(())
     }
@@ -176,7 +183,13 @@ impl Kernel {
     /// Per packet, harness included.
     pub fn nanoseconds(&mut self, subject: &Subject) -> anyhow::Result<f64> {
         let (program, frame) = self.prepare(subject)?;
-        let options = TestRunOptions { data_in: Some(frame), repeat: REPEAT, ..TestRunOptions::default() };
+        let context = context(frame)?;
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            repeat: REPEAT,
+            ..TestRunOptions::default()
+        };
         // The kernel's own clock stands still while it prepares the run, which takes milliseconds. It says whole
         // nanoseconds, rounded down.
         Ok(program.test_run(options)?.duration.as_nanos() as f64 + 0.5)
@@ -212,6 +225,14 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
     Ok(ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
 }
 
+/// `struct xdp_md` (Linux: include/uapi/linux/bpf.h) of a frame that came in by the cable: it leaves there, too.
+fn context(frame: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let cable = std::fs::read_to_string("/proc/self/net/dev_snmp6/eth0")?;
+    let index = cable.split_whitespace().nth(1).context("eth0 has an index")?.parse()?;
+    let fields = [0, u32::try_from(frame.len())?, 0, index, 0, 0];
+    Ok(fields.iter().flat_map(|field: &u32| field.to_ne_bytes()).collect())
+}
+
 /// A cable with a host at the other end, whose link address is known.
 fn link() -> anyhow::Result<()> {
     let [host, here] = [HOST.to_string(), format!("{HERE}/24")];
@@ -232,5 +253,8 @@ fn link() -> anyhow::Result<()> {
             said.trim()
         );
     }
+    // Its end takes frames of XDP: the kernel runs programs only as if they came by such an interface.
+    let output = Command::new("ethtool").args(["-K", "eth0", "gro", "on"]).output().context("ethtool cannot be run")?;
+    ensure!(output.status.success(), "ethtool -K eth0 gro on: {}", String::from_utf8_lossy(&output.stderr).trim());
     allow_route_lookups().context("cannot let the kernel answer questions for routes")
 }
