@@ -1,6 +1,6 @@
 //! Remote backends on a switch of their own, reached by link address, answering their clients directly. Needs root.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
 
 use homing_tests::instance::{Homing, binary, wait_for, workers};
@@ -164,6 +164,38 @@ fn weight_changed_bound_clients_and_open_connections_stay_and_new_clients_follow
     let [few, many] = spread(&after);
     assert!(few <= 2 && many >= 10, "a hundredth and the rest: {few} and {many}");
     before.iter_mut().for_each(assert_kept);
+}
+
+/// Answers every datagram on the service's port with the host's name, for as long as the process lives.
+fn answer_datagrams(namespace: &Namespace, number: usize) {
+    let socket = namespace.enter(|| UdpSocket::bind((SERVICE_V4, PORT)).expect("the backend has the service address"));
+    std::thread::spawn(move || {
+        let mut datagram = [0; 64];
+        while let Ok((_, from)) = socket.recv_from(&mut datagram) {
+            let _ = socket.send_to(format!("host {number}").as_bytes(), from);
+        }
+    });
+}
+
+#[test]
+fn datagrams_of_a_client_go_where_its_connections_go() {
+    let site = Site::start("", &format!("listen_udp = [\"{SERVICE_V4}:{PORT}\"]"));
+    site.lan.backends.iter().enumerate().for_each(|(number, namespace)| answer_datagrams(namespace, number));
+    for number in 1..=CLIENTS {
+        let session = site.client(number).open();
+        let socket = site.lan.clients.enter(|| {
+            let socket = UdpSocket::bind((client_v4(number), 0)).expect("the client's address");
+            socket.connect((SERVICE_V4, PORT)).expect("a datagram socket takes any peer");
+            socket.set_read_timeout(Some(std::time::Duration::from_secs(30))).expect("a timeout");
+            socket
+        });
+        for _ in 0..5 {
+            socket.send(b"who").expect("sent");
+            let mut name = [0; 64];
+            let len = socket.recv(&mut name).expect("an answer");
+            assert_eq!(String::from_utf8_lossy(&name[..len]), session.hello.worker);
+        }
+    }
 }
 
 #[test]

@@ -40,6 +40,8 @@ pub struct InterfaceStatus {
 pub struct AppStatus {
     pub name: String,
     pub listen: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listen_udp: Vec<String>,
     pub affinity: String,
     /// kernel, http or both.
     pub path: String,

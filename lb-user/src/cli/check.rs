@@ -37,7 +37,8 @@ fn render(path: &Path, config: &Config, missing: Option<&str>) -> String {
     }
     for app in &config.apps {
         let (path, why) = path_of(app, config.homing.kernel_path, missing);
-        let listen: Vec<String> = app.listen.iter().map(ToString::to_string).collect();
+        let udp = app.listen_udp.iter().map(|address| format!("udp {address}"));
+        let listen: Vec<String> = app.listen.iter().map(ToString::to_string).chain(udp).collect();
         let _ = writeln!(out, "\n{}  {}", app.name, listen.join(" "));
         let _ = writeln!(out, "  path      {path}");
         let _ = writeln!(out, "  why       {why}");

@@ -110,6 +110,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
     let binary = std::env::current_exe().context("cannot find homing's own binary")?;
     let app = |name: &str, listen, affinity| App {
         name: name.to_owned(),
+        listen_udp: Vec::new(),
         listen: vec![listen],
         affinity,
         command: ["demo-worker", "--port", "{port}"]

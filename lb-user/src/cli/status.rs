@@ -158,6 +158,7 @@ mod tests {
             },
             apps: vec![AppStatus {
                 name: "sales".into(),
+                listen_udp: vec![],
                 listen: vec!["0.0.0.0:8080".into(), "[::]:8080".into()],
                 affinity: "ip".into(),
                 path: "kernel".into(),

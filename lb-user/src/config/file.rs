@@ -135,4 +135,6 @@ const NOT_YET_TIMEOUTS: Unsupported = &["idle"];
 const NOT_YET_HEALTH: Unsupported = &["interval"];
 
 #[cfg(test)]
+mod mistakes;
+#[cfg(test)]
 mod tests;

@@ -53,6 +53,8 @@ pub struct App {
     pub name: String,
     /// One or more; unique over all apps.
     pub listen: Vec<SocketAddr>,
+    /// Further addresses, for datagrams; only with backends that all answer directly.
+    pub listen_udp: Vec<SocketAddr>,
     pub affinity: Affinity,
     /// Program and arguments; `{port}` stands for the worker's port. Empty: there are only backends.
     pub command: Vec<String>,

@@ -88,6 +88,7 @@ impl Runner {
         AppStatus {
             name: config.name.clone(),
             listen: config.listen.iter().map(ToString::to_string).collect(),
+            listen_udp: config.listen_udp.iter().map(ToString::to_string).collect(),
             affinity: config.affinity.name().to_owned(),
             path: self.path_of(app).to_owned(),
             state: self.app_state(app, &workers).to_owned(),

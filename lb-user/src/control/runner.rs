@@ -1,11 +1,12 @@
 //! The one task that owns the state: turns what happens into events, and effects into what is done.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use lb_common::abi::{BackendId, SERVICE_SOCKETS, SERVICE_SYNCOOKIES, Service, ServiceKey};
+use lb_common::abi::{BackendId, PROTO_TCP, PROTO_UDP, SERVICE_SOCKETS, SERVICE_SYNCOOKIES, Service, ServiceKey};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -353,7 +354,10 @@ impl Runner {
             .flat_map(|(app, (fixed, &has_sockets))| {
                 let sockets = if has_sockets { SERVICE_SOCKETS } else { 0 };
                 let service = Service { flags: fixed.service.flags | sockets | cookies, ..fixed.service };
-                app.listen.iter().map(move |at| (ServiceKey::tcp(at.ip().into(), at.port()), service))
+                let key = |at: &SocketAddr, protocol| ServiceKey::new(at.ip().into(), at.port(), protocol);
+                let tcp = app.listen.iter().map(move |at| key(at, PROTO_TCP));
+                let udp = app.listen_udp.iter().map(move |at| key(at, PROTO_UDP));
+                tcp.chain(udp).map(move |key| (key, service))
             })
             .collect();
         if let Some(datapath) = self.kernel.datapath() {

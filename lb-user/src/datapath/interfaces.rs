@@ -13,7 +13,8 @@ pub fn interfaces(config: &Config) -> std::io::Result<Vec<String>> {
     if !config.homing.interfaces.is_empty() {
         return Ok(config.homing.interfaces.clone());
     }
-    let listen: Vec<SocketAddr> = config.apps.iter().flat_map(|app| app.listen.iter().copied()).collect();
+    let listen: Vec<SocketAddr> =
+        config.apps.iter().flat_map(|app| app.listen.iter().chain(&app.listen_udp).copied()).collect();
     carrying(&listen)
 }
 

@@ -20,6 +20,7 @@ use crate::config::{Affinity, App, Client, Cookie, Health, Secure, Timeouts, Wor
 const KNOWN: &[&str] = &[
     "name",
     "listen",
+    "listen_udp",
     "affinity",
     "command",
     "backends",
@@ -73,14 +74,16 @@ impl<'b> Apps<'b> {
         table.know(KNOWN, &[]);
         let name = self.name(table);
         let listen = self.listen(table, &name);
+        let listen_udp = listen_udp(table);
         let directory = directory(table, self.base);
         let env = table.table("env").map(|table| command::env(&table)).unwrap_or_default();
         let command = command::command(table, directory.as_deref(), &env);
         let affinity = affinity(table);
         let workers = table.table("workers").map_or(DEFAULT_WORKERS, |table| workers(&table));
         let app = App {
-            backends: backends::backends(table, &listen, affinity),
+            backends: backends::backends(table, &listen, &listen_udp, affinity),
             listen,
+            listen_udp,
             affinity,
             workers: if table.has("command") { workers } else { Workers { min: 0, max: 0 } },
             command,
@@ -132,6 +135,21 @@ impl<'b> Apps<'b> {
         }
         addresses
     }
+}
+
+/// Datagrams go where XDP sends them: homing itself has no use for them.
+fn listen_udp(table: &Table<'_>) -> Vec<SocketAddr> {
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    for Given { value: text, span } in table.strings("listen_udp", "[\"0.0.0.0:8080\"]").unwrap_or_default() {
+        match listen::address(text) {
+            Ok(address) if addresses.contains(&address) => {
+                table.wrong(span, format!("{address} is given twice; remove one"));
+            }
+            Ok(address) => addresses.push(address),
+            Err(message) => table.wrong(span, message),
+        }
+    }
+    addresses
 }
 
 fn affinity(table: &Table<'_>) -> Affinity {

@@ -14,8 +14,26 @@ const WEIGHT_MAX: u32 = 100;
 const FORWARDS: &[(&str, Forward)] =
     &[("http", Forward::Http), ("l2", Forward::L2), ("ipip", Forward::Ipip), ("gue", Forward::Gue)];
 
-/// Reads the list; `listen` and `affinity` are the app's.
-pub(super) fn backends(app: &Table<'_>, listen: &[SocketAddr], affinity: Affinity) -> Vec<Backend> {
+/// Reads the list; `listen`, `listen_udp` and `affinity` are the app's.
+pub(super) fn backends(
+    app: &Table<'_>,
+    listen: &[SocketAddr],
+    listen_udp: &[SocketAddr],
+    affinity: Affinity,
+) -> Vec<Backend> {
+    let backends = list(app, &[listen, listen_udp].concat(), affinity);
+    let answer_directly = !backends.is_empty() && backends.iter().all(|backend| backend.forward != Forward::Http);
+    if let Some(value) = app.value("listen_udp").filter(|_| !answer_directly || app.has("command")) {
+        app.wrong(
+            value.span(),
+            "`listen_udp` needs `backends` that all take `l2`, `ipip` or `gue`, and no `command`: workers and the HTTP path \
+             speak TCP; remove the line, or change those",
+        );
+    }
+    backends
+}
+
+fn list(app: &Table<'_>, listen: &[SocketAddr], affinity: Affinity) -> Vec<Backend> {
     let Some(value) = app.value("backends") else { return Vec::new() };
     let DeValue::Array(entries) = value.get_ref() else {
         let kind = kind(value.get_ref());

@@ -12,10 +12,10 @@ use super::*;
 use crate::config::{Affinity, App, Client, Cookie, Health, KernelPath, Protect, Rate, Secure, Timeouts, Workers};
 
 /// What every app needs, in three lines.
-const APP: &str = "[[app]]\nname = \"sales\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\n";
+pub(super) const APP: &str = "[[app]]\nname = \"sales\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\n";
 
 /// All complaints about a text, as `homing check` prints them, but without the quoted lines.
-fn complaints(text: &str) -> Vec<String> {
+pub(super) fn complaints(text: &str) -> Vec<String> {
     let errors = parse(text, "homing.toml", Path::new("/")).expect_err("it has errors");
     // The tables below need no change with each version.
     let version = concat!("homing (", env!("CARGO_PKG_VERSION"), ")");
@@ -24,7 +24,7 @@ fn complaints(text: &str) -> Vec<String> {
     errors.0.iter().map(first_line).collect()
 }
 
-fn accepted(text: &str) -> Config {
+pub(super) fn accepted(text: &str) -> Config {
     parse(text, "homing.toml", Path::new("/")).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
@@ -36,6 +36,7 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
         [App {
             name: "sales".to_owned(),
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
+            listen_udp: vec![],
             affinity: Affinity::Auto,
             command: vec!["sh".to_owned()],
             backends: Vec::new(),
@@ -148,257 +149,6 @@ fn all_errors_are_told_at_once_in_the_order_of_the_file_each_with_its_line_marke
   10 | start = 60
      |         ^^";
     assert_eq!(errors.to_string(), expected);
-}
-
-/// Lines put after [`APP`] (so the first is line 5), and the complaint that each earns.
-const WRONG: &[(&str, &str)] = &[
-    // Unknown and unsupported keys.
-    ("afinity = \"ip\"", "5:1: unknown key `afinity` in [[app]]; did you mean `affinity`?"),
-    ("client.zzz = 1", "5:8: unknown key `zzz` in client; known are `ipv4_prefix`, `ipv6_prefix`, `auto_promote`"),
-    (
-        "backends = 5",
-        "5:12: `backends` must be a list of tables, not a whole number; write backends = [{ address = \"10.0.0.11:8080\", forward = \"http\" }]",
-    ),
-    (
-        "backends = [5]",
-        "5:13: a backend must be a table, not a whole number; write backends = [{ address = \"10.0.0.11:8080\", forward = \"http\" }]",
-    ),
-    (
-        "backends = [{ forward = \"l2\" }]",
-        "5:13: a backend has no `address`; add one, such as address = \"10.0.0.11:8080\"",
-    ),
-    (
-        "backends = [{ address = \"there:80\" }]",
-        "5:25: `address` must be an IP address and a port, such as \"10.0.0.11:8080\" or \"[fd00::11]:8080\"",
-    ),
-    (
-        "backends = [{ address = \"0.0.0.0:80\" }]",
-        "5:25: `address` 0.0.0.0:80 is no address of one host and port; give the backend's own",
-    ),
-    (
-        "backends = [{ address = \"10.0.0.1:80\" }, { address = \"10.0.0.1:80\" }]",
-        "5:42: backend 10.0.0.1:80 is given twice; remove one",
-    ),
-    (
-        "backends = [{ address = \"10.0.0.1:81\", forward = \"l2\" }]",
-        "5:25: port 81 must be that of `listen`, 8080: `l2` forwards packets as they are; correct it, or use forward = \"http\"",
-    ),
-    (
-        "backends = [{ address = \"10.0.0.1:80\", forward = \"nat\" }]",
-        "5:50: `forward` must be \"http\", \"l2\", \"ipip\" or \"gue\", not `nat`",
-    ),
-    ("backends = [{ address = \"10.0.0.1:80\", weight = 0 }]", "5:49: `weight` must be from 1 to 100"),
-    (
-        "workers.memory_max = \"2GiB\"",
-        "5:9: `memory_max` is not supported by this version of homing (0.1.0); remove the line",
-    ),
-    (
-        "workers.max_connections = 50",
-        "5:9: `max_connections` is not supported by this version of homing (0.1.0); remove the line",
-    ),
-    (
-        "workers.load_factor = 0.05",
-        "5:9: `load_factor` is not supported by this version of homing (0.1.0); remove the line",
-    ),
-    ("timeouts.idle = \"15m\"", "5:10: `idle` is not supported by this version of homing (0.1.0); remove the line"),
-    ("health.interval = \"5s\"", "5:8: `interval` is not supported by this version of homing (0.1.0); remove the line"),
-    // Types.
-    ("affinity = 1", "5:12: `affinity` must be a string in quotes, not a whole number"),
-    ("affinity = \"sticky\"", "5:12: `affinity` must be \"ip\", \"cookie\" or \"auto\", not `sticky`"),
-    ("env = [\"A=1\"]", "5:7: `env` must be a table, not a list"),
-    ("env.A = 1", "5:9: `A` must be a string in quotes, not a whole number"),
-    ("env.PORT = \"1\"", "5:5: `PORT` is set by homing for each worker; remove it from `env`"),
-    ("env.A = \"x{port}\"", "5:9: `{port}` is put into `command` only; a worker finds its port in PORT"),
-    ("env.\"A=B\" = \"\"", "5:5: `A=B` cannot be the name of an environment variable"),
-    // Numbers.
-    ("workers.max = 0", "5:15: `max` must be from 1 to 1024"),
-    ("workers.max = 1025", "5:15: `max` must be from 1 to 1024"),
-    ("workers.min = -1", "5:15: `min` must be from 0 to 1024"),
-    ("workers.max = 99999999999999999999999999", "5:15: `max` must be from 1 to 1024"),
-    ("workers.max = \"4\"", "5:15: `max` must be a whole number from 1 to 1024, not a string"),
-    ("workers = { min = 3, max = 2 }", "5:28: `max` is 2, below `min`, 3; raise one or lower the other"),
-    ("workers.min = 5", "5:15: `min` is 5, above `max`, which is 4 unless given; add max = 5 or more"),
-    ("client.ipv4_prefix = 33", "5:22: `ipv4_prefix` must be from 0 to 32"),
-    ("protect.allow = [\"10.0.0.1/8\"]", "5:18: 10.0.0.1/8 has an address within the prefix; write 10.0.0.0/8"),
-    (
-        "protect.deny = [\"example.org\"]",
-        "5:17: `example.org` must be an address or a prefix, such as 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32",
-    ),
-    (
-        "protect = { allow = [\"10.0.0.0/8\"], deny = [\"10.0.0.0/8\"] }",
-        "5:45: 10.0.0.0/8 is in `allow` and in `deny`; remove one",
-    ),
-    (
-        "protect.client_burst = 5",
-        "5:24: `client_burst` without `client_rate` limits nothing; add client_rate, or remove it",
-    ),
-    ("protect.app_rate = 0", "5:20: `app_rate` must be from 1 to 1000000"),
-    ("client.auto_promote = 0", "5:23: `auto_promote` must be from 1 to 65535"),
-    ("client.ipv6_prefix = 129", "5:22: `ipv6_prefix` must be from 0 to 128"),
-    // Durations.
-    ("timeouts.start = \"60\"", "5:18: `start` needs a unit; write \"60s\" for seconds (or ms, m, h, d)"),
-    (
-        "timeouts.start = \"soon\"",
-        "5:18: `start` must be a whole number and a unit (ms, s, m, h, d), such as \"60s\", \"15m\" or \"3h\", not `soon`",
-    ),
-    ("timeouts.start = \"0s\"", "5:18: `start` must be from 100ms to 1d, not `0s`"),
-    ("timeouts.affinity = \"31d\"", "5:21: `affinity` must be from 1s to 30d, not `31d`"),
-    ("timeouts.drain = \"99999999999999999999d\"", "5:18: `drain` must be from 0s to 7d, not `99999999999999999999d`"),
-    // Paths, users, checks, cookies.
-    (
-        "directory = \"/srv/nowhere\"",
-        "5:13: `directory` `/srv/nowhere` cannot be used: No such file or directory (os error 2); create it, or correct the path",
-    ),
-    ("directory = \"/etc/passwd\"", "5:13: `directory` `/etc/passwd` is not a directory; correct it"),
-    ("directory = \"~/app\"", "5:13: `directory` must be a full path: `~` is not expanded in `~/app`"),
-    (
-        "user = \"shiny-of-nobody\"",
-        "5:8: `user` `shiny-of-nobody` is not on this machine; create that user, or correct the name",
-    ),
-    (
-        "health.path = \"health\"",
-        "5:15: `path` must be a path such as \"/\" or \"/health\", percent-encoded, not `health`",
-    ),
-    (
-        "cookie.name = \"a b\"",
-        "5:15: `name` must be 1 to 64 letters, digits or characters of !#$%&'*+-.^_`|~ (RFC 6265), not `a b`",
-    ),
-    (
-        "cookie.name = \"__Host-x\"",
-        "5:15: browsers keep a cookie named `__Host-…` only when it is secure; add secure = \"always\", or rename it",
-    ),
-    ("cookie.secure = true", "5:17: `secure` must be a string in quotes, not true or false"),
-    // More apps.
-    (
-        "[[app]]\nname = \"sales\"\nlisten = [\"[::]:8080\"]\ncommand = [\"sh\"]",
-        "6:8: there are two apps named `sales`; rename one",
-    ),
-    (
-        "[[app]]\nname = \"b\"\nlisten = [\"0.0.0.0:8080\"]\ncommand = [\"sh\"]",
-        "7:11: `0.0.0.0:8080` overlaps `127.0.0.1:8080` of app `sales`, so they cannot both be bound; choose another port, or remove one",
-    ),
-    (
-        "[[app]]\nname = \"b\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]",
-        "7:11: `127.0.0.1:8080` is already an address of app `sales`; choose another",
-    ),
-    // Files that are no TOML.
-    ("user = root", "5:8: not valid TOML: string values must be quoted, expected literal string"),
-];
-
-#[test]
-fn each_mistake_earns_one_complaint_with_its_place_and_remedy() {
-    for (lines, expected) in WRONG {
-        assert_eq!(complaints(&format!("{APP}{lines}\n")), [format!("homing.toml:{expected}")], "for {lines}");
-    }
-}
-
-/// Values of `listen`, and the complaint.
-const WRONG_LISTEN: &[(&str, &str)] = &[
-    ("\"0.0.0.0:8080\"", "10: `listen` must be a list of strings, not a string; write listen = [\"0.0.0.0:8080\"]"),
-    ("[]", "10: `listen` is empty; write listen = [\"0.0.0.0:8080\"]"),
-    ("[8080]", "11: `listen` must hold strings only, not a whole number; put it in quotes"),
-    ("[\"8080\"]", "11: `8080` names no address; write \"0.0.0.0:8080\" for IPv4, \"[::]:8080\" for IPv6, or both"),
-    ("[\"10.0.0.1\"]", "11: `10.0.0.1` has no port; write \"10.0.0.1:8080\" or another port"),
-    ("[\"::1\"]", "11: `::1` has no port; write \"[::1]:8080\" or another port"),
-    ("[\"1.2.3.4:0\"]", "11: `1.2.3.4:0` has port 0; give the port that clients connect to"),
-    ("[\"[::ffff:1.2.3.4]:80\"]", "11: `[::ffff:1.2.3.4]:80` is an IPv4 address in disguise; write \"1.2.3.4:80\""),
-    (
-        "[\"localhost:80\"]",
-        "11: `localhost:80` is no address and port; write one such as \"0.0.0.0:8080\" or \"[::]:8080\" (names are not looked up)",
-    ),
-    (
-        "[\"[::]:80\", \"[::1]:80\"]",
-        "22: `[::1]:80` overlaps `[::]:80` of this app, so they cannot both be bound; choose another port, or remove one",
-    ),
-];
-
-#[test]
-fn each_wrong_address_says_what_to_write() {
-    for (value, expected) in WRONG_LISTEN {
-        let text = format!("[[app]]\nname = \"a\"\nlisten = {value}\ncommand = [\"sh\"]\n");
-        assert_eq!(complaints(&text), [format!("homing.toml:3:{expected}")], "for {value}");
-    }
-}
-
-/// Values of `command`, and the complaint.
-const WRONG_COMMAND: &[(&str, &str)] = &[
-    (
-        "\"sh\"",
-        "11: `command` must be a list of strings, not a string; write command = [\"uvicorn\", \"app:app\", \"--port\", \"{port}\"]",
-    ),
-    ("[]", "11: `command` is empty; write command = [\"uvicorn\", \"app:app\", \"--port\", \"{port}\"]"),
-    ("[\"\"]", "12: the program's name is empty; give a program"),
-    ("[1, \"nothing\"]", "12: `command` must hold strings only, not a whole number; put it in quotes"),
-    (
-        "[\"nothing-of-nobody\"]",
-        "12: command `nothing-of-nobody` was not found on PATH (/usr/bin:/bin); install it, or give its full path in `command`",
-    ),
-    ("[\"./nothing\"]", "12: command `/etc/./nothing` does not exist; install it, or correct `command`"),
-    (
-        "[\"./passwd\"]",
-        "12: command `/etc/./passwd` is not an executable file; make it one (chmod +x /etc/./passwd), or correct `command`",
-    ),
-    ("[\"sh\", \"{socket}\"]", "18: `{socket}` is not supported by this version of homing (0.1.0); use `{port}`"),
-    ("[\"sh\", \"{PORT}\"]", "18: `{PORT}` stays as it is; write `{port}` for the worker's port"),
-    ("[\"sh\", \"${port}\"]", "18: `${port}` would become `$8080`; write `{port}`, or `$PORT` for a shell"),
-];
-
-#[test]
-fn each_wrong_command_says_what_to_do() {
-    for (value, expected) in WRONG_COMMAND {
-        let text = format!(
-            "[[app]]\nname = \"a\"\nlisten = [\"[::1]:1\"]\ncommand = {value}\ndirectory = \"/etc\"\nenv.PATH = \"/usr/bin:/bin\"\n"
-        );
-        assert_eq!(complaints(&text), [format!("homing.toml:4:{expected}")], "for {value}");
-    }
-    accepted(&APP.replace("[\"sh\"]", "[\"sh\", \"-c\", \"exec x --port ${PORT}\"]"));
-}
-
-/// Whole files.
-const WRONG_FILE: &[(&str, &[&str])] = &[
-    ("", &["1:1: no [[app]] is given; add one with `name`, `listen` and `command`"]),
-    ("app = []", &["1:7: no [[app]] is given; add one with `name`, `listen` and `command`"]),
-    ("[app]\nname = \"a\"", &["1:1: apps are a list; write [[app]], with two brackets"]),
-    ("app = 1", &["1:7: `app` must be tables, not a whole number; write [[app]]"]),
-    ("app = [1]", &["1:8: an app must be a table, not a whole number"]),
-    (
-        "[[app]]",
-        &[
-            "1:1: [[app]] has no `name`; add one, such as name = \"sales\"",
-            "1:1: [[app]] has no `listen`; add the addresses for clients, such as listen = [\"0.0.0.0:8080\"]",
-            "1:1: [[app]] has no `command`; add what starts a worker, such as command = [\"uvicorn\", \"app:app\", \"--port\", \"{port}\"]",
-        ],
-    ),
-    (
-        "homing.metrics = \"127.0.0.1:9180\"\nhoming.interfaces = [\"eth0\", \"eth0\", \"a b\"]\n[[apps]]",
-        &[
-            "1:1: no [[app]] is given; add one with `name`, `listen` and `command`",
-            "1:8: `metrics` is not supported by this version of homing (0.1.0); remove the line",
-            "2:30: `eth0` is given twice; remove one",
-            "2:38: `a b` cannot be the name of an interface; see `ip link`",
-            "3:3: unknown key `apps` in the file; did you mean `app`?",
-        ],
-    ),
-    // Text that is no TOML hides what is missing, not what is wrong elsewhere.
-    (
-        "[[app]]\nname = sales\nlisten = [\"8080\"]\n",
-        &[
-            "2:8: not valid TOML: string values must be quoted, expected literal string",
-            "3:11: `8080` names no address; write \"0.0.0.0:8080\" for IPv4, \"[::]:8080\" for IPv6, or both",
-        ],
-    ),
-    (
-        "[[app]]\nnam = \"a\"\nnam = \"b\"\n",
-        &["2:1: unknown key `nam` in [[app]]; did you mean `name`?", "3:1: not valid TOML: duplicate key"],
-    ),
-];
-
-#[test]
-fn files_as_a_whole_are_judged_too() {
-    for (text, expected) in WRONG_FILE {
-        let expected: Vec<String> = expected.iter().map(|line| format!("homing.toml:{line}")).collect();
-        assert_eq!(complaints(text), expected, "for {text}");
-    }
 }
 
 #[test]
