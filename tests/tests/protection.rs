@@ -58,6 +58,8 @@ fn a_denied_client_is_dropped_and_its_neighbour_is_served() {
     assert!(site.counter("xdp_denied") > 0);
     let trace = site.homing.trace("demo", &client_v4(1).to_string());
     assert_eq!((&trace["rule"], &trace["worker"]), (&"denied".into(), &serde_json::Value::Null), "{trace:#}");
+    let said = site.homing.ask(&["trace", "demo", &client_v4(1).to_string()]).stdout;
+    assert!(String::from_utf8_lossy(&said).contains("→ demo: refused\n"), "{}", String::from_utf8_lossy(&said));
     assert!(!site.client(2).open().hello.forwarded);
     let said = site.homing.ask(&["status"]);
     let table = String::from_utf8_lossy(&said.stdout).into_owned();

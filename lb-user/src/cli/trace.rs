@@ -14,8 +14,7 @@ pub(super) async fn trace(socket: PathBuf, app: String, address: IpAddr, json: b
         println!("{}", serde_json::to_string_pretty(&trace).expect("a trace is plain data"));
         return Ok(());
     }
-    let target = trace.worker.as_deref().unwrap_or("no worker yet");
-    println!("{} → {}: {target}, by the {} path", trace.address, trace.app, trace.path);
+    println!("{} → {}: {}", trace.address, trace.app, outcome(&trace));
     println!();
     for (number, step) in (1..).zip(&trace.steps) {
         println!("  {number}. {step}");
@@ -26,4 +25,14 @@ pub(super) async fn trace(socket: PathBuf, app: String, address: IpAddr, json: b
         println!("  - {change}");
     }
     Ok(())
+}
+
+/// Where it goes, in a few words.
+fn outcome(trace: &Trace) -> String {
+    match (trace.rule.as_str(), trace.worker.as_deref()) {
+        ("denied", _) => "refused".to_owned(),
+        ("promoted" | "cookie", _) => "the worker that its cookie names, by the HTTP path".to_owned(),
+        (_, Some(worker)) => format!("{worker}, by the {} path", trace.path),
+        (_, None) => "no worker yet".to_owned(),
+    }
 }
