@@ -7,8 +7,11 @@
 mod kernel;
 mod packets;
 
+use std::time::Instant;
+
 use anyhow::Context as _;
 use lb_common::abi::{BackendId, SERVICE_LIMITED, SERVICE_LISTED, SERVICE_REMOTE, Slot};
+use lb_common::maglev::{self, Member};
 
 use crate::report::{Bar, Case, Rounds};
 use kernel::{BOUND, FIRST, Kernel};
@@ -193,5 +196,26 @@ pub fn run(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
         let case = Case::new(subject.name, own, "ns/packet", subject.baseline, &values[at(subject.baseline)]);
         Case { bar: subject.bar, ..case }
     });
-    Ok(cases.collect())
+    let mut cases: Vec<Case> = cases.collect();
+    cases.push(ring(rounds));
+    Ok(cases)
+}
+
+/// Computing a ring of the largest size for a hundred backends, beside a copy of it.
+fn ring(rounds: Rounds) -> Case {
+    let members: Vec<Member> = (0..100)
+        .map(|number| Member { name: u64::from(number) + 1, backend: BackendId::new(number, 1), weight: 1 })
+        .collect();
+    let milliseconds = |start: Instant| start.elapsed().as_secs_f64() * 1e3;
+    let (mut fills, mut copies) = (Vec::new(), Vec::new());
+    for _ in 0..rounds.count {
+        let start = Instant::now();
+        let ring = maglev::fill(maglev::RING_LEN_MAX, &members);
+        fills.push(milliseconds(start));
+        let start = Instant::now();
+        std::hint::black_box(ring.clone());
+        copies.push(milliseconds(start));
+    }
+    let case = Case::new("ring of 65,537 slots, 100 backends", &fills, "ms", "a copy of it", &copies);
+    Case { bar: Some(Bar::Value(10.0)), ..case }
 }
