@@ -111,6 +111,15 @@ impl Homing {
         });
     }
 
+    /// Starts it, and stops listening to it once it is ready: its next line goes nowhere.
+    pub fn start_unheard(&mut self) {
+        let mut child = self.spawn();
+        let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
+        let is_ready = stderr.lines().map_while(Result::ok).any(|line| line.starts_with("homing: ready"));
+        self.child = Some(child);
+        assert!(is_ready, "homing ended before it was ready");
+    }
+
     fn spawn(&self) -> Child {
         self.command(&["run", "--config"])
             .arg(self.dir.path().join("homing.toml"))

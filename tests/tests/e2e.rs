@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use homing::demo::client::Dialect;
-use homing_tests::instance::{Homing, demo_app, is_alive, wait_for, workers};
+use homing_tests::instance::{Homing, demo_app, is_alive, signal, wait_for, workers};
 use homing_tests::network::{Network, client_v4, client_v6};
 use homing_tests::session::Client;
 use homing_tests::site::{CLIENTS, Site, assert_kept, v4, v6};
+use rustix::process::Signal;
 
 fn all_pass_the_sticky_test(site: &Site, client: fn(u8) -> IpAddr) {
     let outcomes = site.network.clients.enter(|| {
@@ -138,6 +139,25 @@ fn stop_waits_for_open_sessions_and_leaves_nothing_behind() {
     assert!(said.status.success());
     assert!(String::from_utf8_lossy(&said.stdout).contains("homing has stopped"), "{said:?}");
     assert_nothing_left(homing, network, &pids);
+}
+
+#[test]
+fn homing_goes_on_and_stops_cleanly_when_nobody_reads_its_log_any_more() {
+    let network = Network::new(1);
+    let wrapper = network.server.wrapper();
+    let app = demo_app("demo", &[v4()], "127.0.0.1", 2, "");
+    let mut homing = Homing::configured(&wrapper.each_ref().map(String::as_str), "", &app);
+    homing.start_unheard();
+    homing.wait_for_workers(0, 2);
+    let pids = homing.pids(0);
+    signal(pids[0], Signal::KILL);
+    homing.wait_until("its restart, which is logged, is done", |status| {
+        workers(status, 0).iter().any(|worker| worker["restarts"] == 1 && worker["state"] == "ready")
+    });
+    let pids = homing.pids(0);
+    assert!(homing.ask(&["stop", "--now"]).status.success());
+    assert!(homing.wait_for_end().success());
+    assert_nothing_left(&homing, &network, &pids);
 }
 
 #[test]

@@ -35,7 +35,9 @@ pub(super) fn run(path: &Path) -> u8 {
         }
     };
     log_to_stderr("info");
-    match super::block_on(serve(config, |line| eprintln!("{line}"))) {
+    // Not `eprintln!`, which panics where nobody listens.
+    let ready = |line: &str| drop(writeln!(io::stderr(), "{line}"));
+    match super::block_on(serve(config, ready)) {
         Ok(()) => DONE,
         Err(error) => fail(FAILED, &format!("{error:#}")),
     }
@@ -51,6 +53,8 @@ pub(super) fn log_to_stderr(level: &str) {
         .with_env_filter(filter)
         .with_ansi(colour)
         .with_target(false)
+        // Who reads the log may go away; homing does not go with it.
+        .log_internal_errors(false)
         .with_writer(io::stderr)
         .try_init();
 }
