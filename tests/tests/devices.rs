@@ -38,6 +38,13 @@ fn mode(status: &Value, interface: &str) -> Option<String> {
     Some(found["mode"].as_str()?.to_owned())
 }
 
+/// The XDP program on an interface, as `ip` tells it.
+fn xdp_program(namespace: &Namespace, interface: &str) -> Value {
+    let output = namespace.output(&["ip", "-json", "link", "show", "dev", interface]);
+    let links: Value = serde_json::from_str(&output).expect("JSON");
+    links[0]["xdp"]["prog"].clone()
+}
+
 fn syns(homing: &Homing) -> u64 {
     homing.status()["counters"]["xdp_syn_worker"].as_u64().expect("a counter")
 }
@@ -73,6 +80,52 @@ fn a_configured_interface_gets_the_program_when_it_comes() {
 }
 
 #[test]
+fn a_renamed_interface_keeps_the_program_under_its_new_name() {
+    let network = Network::new(1);
+    let homing = start(&network, "");
+    plug(&network);
+    address(&network.server, SECOND);
+    address(&network.clients, SECOND_CLIENT);
+    homing.wait_until("the second cable has XDP", |status| mode(status, "eth1").as_deref() == Some("native"));
+    let program = xdp_program(&network.server, "eth1");
+    network.server.ip(&["link", "set", "eth1", "name", "sales.1"]);
+    homing.wait_until("the new name is known", |status| {
+        mode(status, "sales.1").as_deref() == Some("native") && mode(status, "eth1").is_none()
+    });
+    assert_eq!(xdp_program(&network.server, "sales.1"), program, "it never lost it");
+    let before = syns(&homing);
+    let client =
+        Client { namespace: Some(&network.clients), from: SECOND_CLIENT.into(), target: (SECOND, PORT).into() };
+    assert!(!client.open().hello.forwarded, "steered by the kernel");
+    assert!(syns(&homing) > before, "and seen by XDP");
+}
+
+#[test]
+fn a_configured_name_is_followed_from_one_interface_to_the_next() {
+    let network = Network::new(1);
+    let homing = start(&network, "interfaces = [\"eth0\", \"eth1\"]");
+    plug(&network);
+    homing.wait_until("it has XDP", |status| mode(status, "eth1").as_deref() == Some("native"));
+    network.server.ip(&["link", "set", "eth1", "name", "spare"]);
+    homing.wait_until("the name is nobody's", |status| mode(status, "eth1").as_deref() == Some("none"));
+    assert_eq!(xdp_program(&network.server, "spare"), Value::Null, "nobody asked for XDP there");
+    network.clients.ip(&["link", "set", "eth1", "name", "spare"]);
+    plug(&network);
+    homing.wait_until("the next has XDP", |status| mode(status, "eth1").as_deref() == Some("native"));
+    assert_ne!(xdp_program(&network.server, "eth1"), Value::Null, "the kernel says so too");
+}
+
+#[test]
+fn an_interface_that_another_lets_go_of_gets_the_program() {
+    let network = Network::new(1);
+    let theirs = network.server.let_pass("eth0");
+    let homing = start(&network, "");
+    assert_eq!(mode(&homing.status(), "eth0").as_deref(), Some("none"));
+    drop(theirs);
+    homing.wait_until("the interface has XDP", |status| mode(status, "eth0").as_deref() == Some("native"));
+}
+
+#[test]
 fn the_xdp_program_of_another_is_named_and_stays() {
     let network = Network::new(1);
     let _theirs = network.server.let_pass("eth0");
@@ -85,9 +138,7 @@ fn the_xdp_program_of_another_is_named_and_stays() {
     let client = Client { namespace: Some(&network.clients), from: client_v4(1), target: (SERVER_V4, PORT).into() };
     assert!(!client.open().hello.forwarded, "connections are steered all the same");
     drop(homing);
-    let output = network.server.output(&["ip", "-json", "link", "show", "dev", "eth0"]);
-    let links: Value = serde_json::from_str(&output).expect("JSON");
-    assert_eq!(links[0]["xdp"]["prog"]["name"], "homing_xdp", "theirs is still there: {links:#}");
+    assert_eq!(xdp_program(&network.server, "eth0")["name"], "homing_xdp", "theirs is still there");
 }
 
 #[test]

@@ -186,13 +186,7 @@ fn open_kernel(config: &Config) -> anyhow::Result<Kernel> {
             for attached in datapath.attached().iter().filter(|attached| attached.mode == datapath::Mode::None) {
                 attached.say();
             }
-            for other in datapath.other_lookups() {
-                tracing::warn!(
-                    program = other,
-                    "another sk_lookup program is in this network namespace; of two that want a connection the one that \
-                     was attached last gets it"
-                );
-            }
+            datapath::say_other_lookups(&datapath.other_lookups());
             Ok(Kernel::On(Box::new(datapath)))
         }
         Err(error) if homing.kernel_path == KernelPath::Preferred => {

@@ -47,12 +47,24 @@ impl Runner {
             attached.say();
         }
         for gone in before.iter().filter(|gone| !wanted.contains(&gone.name)) {
-            tracing::info!(interface = %gone.name, "no XDP here any more: it carries no listen address");
+            match datapath.attached().iter().find(|now| now.index == gone.index && now.index != 0) {
+                Some(now) => tracing::info!(interface = %gone.name, "renamed: {}", now.name),
+                None => tracing::info!(interface = %gone.name, "no XDP here any more: it carries no listen address"),
+            }
         }
         self.kernel_status = super::report::kernel_status(&self.kernel);
         if let Err(error) = self.publish_services() {
             tracing::error!(%error, "the kernel did not take the services");
         }
+    }
+
+    /// The kernel sends no news of programs: whose are beside homing's, and whether one let go of an interface.
+    pub(super) fn look_at_others(&mut self) {
+        let known = self.kernel_status.other_lookups.clone();
+        self.look_at_interfaces();
+        self.kernel_status = super::report::kernel_status(&self.kernel);
+        let lookups = self.kernel_status.other_lookups.iter().filter(|program| !known.contains(program));
+        crate::datapath::say_other_lookups(&lookups.cloned().collect::<Vec<_>>());
     }
 
     pub(super) fn look_at_draining(&mut self) {

@@ -26,7 +26,7 @@ use crate::routing::{Bindings, Notice, Snapshot};
 
 /// Between looks at draining workers' connections.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
-/// Between scans for slots whose transition, and clients whose promotion, has ended.
+/// Between scans for slots whose transition, and clients whose promotion, has ended, and for programs of others.
 const SETTLE: Duration = Duration::from_secs(10);
 
 /// What the runner is given: opened, bound and locked before it starts.
@@ -156,6 +156,7 @@ impl Runner {
                 _ = settling.tick() => {
                     self.look_at_transitions();
                     self.look_at_promotions();
+                    self.look_at_others();
                 }
                 () = changed(changes.as_ref()) => self.look_at_interfaces(),
                 Some(()) = terminate.recv() => self.stop(false),

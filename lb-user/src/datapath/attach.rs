@@ -15,12 +15,15 @@ use super::{Unavailable, others};
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Attached {
     pub name: String,
-    /// The kernel's number for it, another one after it went and came back; 0 while it is not there.
+    /// The kernel's number for it: stays when it is renamed, is another when it went and came back; 0 while it is not there.
     pub index: u32,
     pub mode: Mode,
     /// Why it is not in native mode, where it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The kernel's number for the XDP program of another that holds it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub holder: Option<u32>,
 }
 
 impl Attached {
@@ -29,7 +32,12 @@ impl Attached {
         let reason = self.reason.as_deref().unwrap_or("no reason given");
         match self.mode {
             Mode::None => {
-                tracing::warn!(interface = %self.name, %reason, "no XDP here; connections are steered all the same");
+                tracing::warn!(
+                    interface = %self.name,
+                    %reason,
+                    "no XDP here; connections to workers are steered all the same, but protect's rates and backends by l2, \
+                     ipip and gue need it"
+                );
             }
             Mode::Native | Mode::Generic => {
                 tracing::info!(interface = %self.name, mode = ?self.mode, "XDP is attached");
@@ -92,47 +100,59 @@ fn attach_xdp(program: &mut Xdp, pin_dir: &Path, interfaces: &[String]) -> Resul
 }
 
 fn attach_xdp_everywhere(program: &mut Xdp, pin_dir: &Path, interfaces: &[String]) -> Vec<Attached> {
-    let attached = interfaces.iter().map(|name| attach_xdp_to(program, pin_dir, name)).collect();
-    for stale in stale_xdp_links(pin_dir, interfaces) {
+    let interfaces = indexed(interfaces);
+    for stale in stale_xdp_links(pin_dir, &interfaces) {
         let _ = fs::remove_file(stale);
     }
-    attached
+    interfaces.into_iter().map(|(name, index)| attach_xdp_to(program, pin_dir, name, index)).collect()
 }
 
-fn attach_xdp_to(program: &mut Xdp, pin_dir: &Path, name: &str) -> Attached {
-    let index = index_of(name);
-    let attached = |mode, reason| Attached { name: name.to_owned(), index, mode, reason };
+fn attach_xdp_to(program: &mut Xdp, pin_dir: &Path, name: String, index: u32) -> Attached {
+    if index == 0 {
+        let reason = "there is no such interface now; it gets the program when it comes".to_owned();
+        return Attached { name, index, mode: Mode::None, reason: Some(reason), holder: None };
+    }
     let modes = [(Mode::Native, XdpMode::Driver), (Mode::Generic, XdpMode::Skb)];
     for (mode, _) in modes {
-        let path = xdp_link_path(pin_dir, mode, name);
+        let path = xdp_link_path(pin_dir, mode, index);
         let Ok(link) = PinnedLink::from_pin(&path) else { continue };
         if let Ok(link) = XdpLink::try_from(FdLink::from(link))
             && program.attach_to_link(link).is_ok_and(|id| program.take_link(id).is_ok())
         {
-            return attached(mode, None);
+            return Attached { name, index, mode, reason: None, holder: None };
         }
-        // The interface went away and came back: its link is dead.
+        // Another interface had this number: its link is dead.
         let _ = fs::remove_file(&path);
     }
+    // Asked before, too: a holder that lets go just after the refusal is a reason to try again.
+    let holder = others::xdp_holder(index);
     let mut refusals: Vec<String> = Vec::new();
     for (mode, xdp_mode) in modes {
         let tried = program
-            .attach(name, xdp_mode)
+            .attach_to_if_index(index, xdp_mode)
             .and_then(|id| program.take_link(id))
             .map_err(|error| chain(&error))
             .and_then(|link| FdLink::try_from(link).map_err(|error| chain(&error)))
-            .and_then(|link| link.pin(xdp_link_path(pin_dir, mode, name)).map_err(|error| chain(&error)));
+            .and_then(|link| link.pin(xdp_link_path(pin_dir, mode, index)).map_err(|error| chain(&error)));
         match tried {
-            Ok(_) => return attached(mode, refusals.pop()),
+            Ok(_) => return Attached { name, index, mode, reason: refusals.pop(), holder: None },
             Err(error) => refusals.push(error),
         }
     }
     refusals.dedup();
-    let reason = match index {
-        0 => "there is no such interface now; it gets the program when it comes".to_owned(),
-        _ => others::on_interface(name).unwrap_or_else(|| refusals.join("; ")),
+    let holder = others::xdp_holder(index).or(holder);
+    let reason = holder.map_or_else(|| refusals.join("; "), others::held_by);
+    Attached { name, index, mode: Mode::None, reason: Some(reason), holder }
+}
+
+/// Whether this is how things are: nothing came, went or was renamed, and whoever held an interface still does.
+pub(super) fn is_current(attached: &[Attached], interfaces: &[String]) -> bool {
+    let is_same = |(attached, (name, index)): (&Attached, (String, u32))| {
+        attached.name == name
+            && attached.index == index
+            && (attached.mode != Mode::None || index == 0 || attached.holder == others::xdp_holder(index))
     };
-    attached(Mode::None, Some(reason))
+    attached.len() == interfaces.len() && attached.iter().zip(indexed(interfaces)).all(is_same)
 }
 
 /// After interfaces have come or gone.
@@ -141,12 +161,9 @@ pub(super) fn reattach(ebpf: &mut Ebpf, pin_dir: &Path, interfaces: &[String]) -
 }
 
 /// Interfaces with the kernel's numbers for them.
-pub(super) fn indexed(interfaces: &[String]) -> Vec<(String, u32)> {
-    interfaces.iter().map(|name| (name.clone(), index_of(name))).collect()
-}
-
-fn index_of(name: &str) -> u32 {
-    nix::net::if_::if_nametoindex(name).unwrap_or(0)
+fn indexed(interfaces: &[String]) -> Vec<(String, u32)> {
+    let index = |name: &str| nix::net::if_::if_nametoindex(name).unwrap_or(0);
+    interfaces.iter().map(|name| (name.clone(), index(name))).collect()
 }
 
 /// Where the sk_lookup program is pinned.
@@ -155,10 +172,10 @@ pub(super) fn lookup_path(pin_dir: &Path) -> PathBuf {
 }
 
 /// Links to interfaces that are no longer wanted.
-fn stale_xdp_links(pin_dir: &Path, interfaces: &[String]) -> Vec<PathBuf> {
+fn stale_xdp_links(pin_dir: &Path, interfaces: &[(String, u32)]) -> Vec<PathBuf> {
     let keep: Vec<PathBuf> = interfaces
         .iter()
-        .flat_map(|name| [Mode::Native, Mode::Generic].map(|mode| xdp_link_path(pin_dir, mode, name)))
+        .flat_map(|(_, index)| [Mode::Native, Mode::Generic].map(|mode| xdp_link_path(pin_dir, mode, *index)))
         .collect();
     let prefix = format!("{LINK_PREFIX}{XDP}_");
     let entries = fs::read_dir(pin_dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
@@ -168,11 +185,10 @@ fn stale_xdp_links(pin_dir: &Path, interfaces: &[String]) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The mode stands in the name, since a link does not tell it. The BPF file system refuses dots in names, which
-/// interface names may have; `+` stands for them.
-fn xdp_link_path(pin_dir: &Path, mode: Mode, interface: &str) -> PathBuf {
+/// The mode stands in the name, since a link does not tell it. The interface by number: names pass from one to the next.
+fn xdp_link_path(pin_dir: &Path, mode: Mode, index: u32) -> PathBuf {
     let mode = if mode == Mode::Generic { "generic" } else { "native" };
-    link_path(pin_dir, &format!("{XDP}_{mode}_{}", interface.replace('.', "+")))
+    link_path(pin_dir, &format!("{XDP}_{mode}_{index}"))
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, Unavailable>

@@ -32,6 +32,7 @@ pub use bindings::KernelBindings;
 pub use interfaces::interfaces;
 pub use lists::Listed;
 pub use netlink::Changes;
+pub use others::say_other_lookups;
 pub use pin::detach;
 pub use ports::ports;
 pub use routes::{allow_route_lookups, source_towards};
@@ -156,8 +157,7 @@ impl Datapath {
     /// Makes the interfaces with the XDP program these, as they are now: what is new gets it, what is no longer wanted
     /// loses it, what stays notices nothing. Whether anything changed.
     pub fn follow(&mut self, interfaces: &[String]) -> Result<bool, Unavailable> {
-        let now = attach::indexed(interfaces);
-        if self.attached.iter().map(|attached| (&attached.name, attached.index)).eq(now.iter().map(|(n, i)| (n, *i))) {
+        if attach::is_current(&self.attached, interfaces) {
             return Ok(false);
         }
         self.attached = attach::reattach(&mut self.ebpf, &self.pin_dir, interfaces)?;

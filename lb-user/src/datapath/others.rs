@@ -9,11 +9,14 @@ use aya::programs::{ProgramInfo, loaded_programs};
 
 use super::netlink;
 
-/// Who holds an interface against homing's XDP program.
-pub(super) fn on_interface(name: &str) -> Option<String> {
-    let index = nix::net::if_::if_nametoindex(name).ok()?;
-    let id = netlink::xdp_program(index).ok()??;
-    Some(format!("another XDP program is attached ({}); homing leaves it there", name_of(id)))
+/// The XDP program on an interface.
+pub(super) fn xdp_holder(index: u32) -> Option<u32> {
+    netlink::xdp_program(index).ok()?
+}
+
+/// Why homing's XDP program is not on an interface.
+pub(super) fn held_by(holder: u32) -> String {
+    format!("another XDP program is attached ({}); homing leaves it there", name_of(holder))
 }
 
 /// The sk_lookup programs of this network namespace but the one that is pinned at `own`.
@@ -27,8 +30,19 @@ pub(super) fn on_lookups(own: &Path) -> io::Result<Vec<String>> {
     Ok(ids.into_iter().filter(|id| Some(*id) != own).map(name_of).collect())
 }
 
+/// To whom it may concern.
+pub fn say_other_lookups(programs: &[String]) {
+    for program in programs {
+        tracing::warn!(
+            program,
+            "another sk_lookup program is in this network namespace; of two that want a connection the one that was \
+             attached last gets it"
+        );
+    }
+}
+
 fn name_of(id: u32) -> String {
     let info = loaded_programs().flatten().find(|info| info.id() == id);
-    let name = info.as_ref().and_then(|info| info.name_as_str()).filter(|name| !name.is_empty());
+    let name = info.as_ref().and_then(ProgramInfo::name_as_str).filter(|name| !name.is_empty());
     format!("{}, id {id}", name.unwrap_or("no name"))
 }
