@@ -55,6 +55,8 @@ pub struct Homing {
     said: Arc<Mutex<String>>,
     dir: tempfile::TempDir,
     pin_dir: PathBuf,
+    /// The file it is started from.
+    program: PathBuf,
     /// Runs it there: a program and its first arguments.
     wrapper: Vec<String>,
 }
@@ -83,7 +85,7 @@ impl Homing {
         );
         std::fs::write(dir.path().join("homing.toml"), config).expect("the configuration is written");
         let wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
-        Self { child: None, said: Arc::default(), dir, pin_dir, wrapper }
+        Self { child: None, said: Arc::default(), dir, pin_dir, program: binary(), wrapper }
     }
 
     /// Starts it and waits until it is ready; again after it was killed.
@@ -134,7 +136,7 @@ impl Homing {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut words = self.wrapper.iter().map(PathBuf::from).chain([binary()]);
+        let mut words = self.wrapper.iter().map(PathBuf::from).chain([self.program.clone()]);
         let mut command = Command::new(words.next().expect("at least the binary"));
         command.args(words).args(arguments);
         command
@@ -145,6 +147,13 @@ impl Homing {
         let mut child = self.child.take().expect("homing runs");
         child.kill().expect("it can be killed");
         child.wait().expect("it was killed");
+    }
+
+    /// From now on it is started from another file, as after an upgrade.
+    pub fn replace_program(&mut self) {
+        let program = self.dir.path().join("homing");
+        std::fs::copy(binary(), &program).expect("the program is copied");
+        self.program = program;
     }
 
     /// Waits until it has ended by itself.

@@ -125,6 +125,9 @@ impl Network {
             there.ip(&["address", "add", &format!("{}/32", client_v6(number)), "dev", "eth0", "nodad"]);
         }
         there.ip(&["link", "set", "eth0", "up"]);
+        // Strangers have no address of their own: the whole prefix is the clients' machine's.
+        there.ip(&["route", "add", "local", STRANGERS, "dev", "lo"]);
+        server.ip(&["route", "add", STRANGERS, "via", &client_v4(1).to_string(), "dev", "eth0"]);
         network
     }
 }
@@ -178,6 +181,14 @@ impl Lan {
 /// The address of a client, 1 and up.
 pub fn client_v4(number: u8) -> IpAddr {
     Ipv4Addr::new(10, 77, 1, number).into()
+}
+
+const STRANGERS: &str = "10.78.0.0/16";
+
+/// The address of one of 65,536 further clients.
+pub fn stranger_v4(number: u16) -> IpAddr {
+    let [high, low] = number.to_be_bytes();
+    Ipv4Addr::new(10, 78, high, low).into()
 }
 
 /// The address of a client, in a /64 of its own.

@@ -27,9 +27,14 @@ impl Site {
 
     /// With this `[[app]]`.
     pub fn with(apps: &str) -> Self {
+        Self::configured("", apps)
+    }
+
+    /// With these lines of `[homing]`, too.
+    pub fn configured(settings: &str, apps: &str) -> Self {
         let network = Network::new(CLIENTS);
         let wrapper = network.server.wrapper();
-        let homing = Homing::start_under(&wrapper.each_ref().map(String::as_str), "", apps);
+        let homing = Homing::start_under(&wrapper.each_ref().map(String::as_str), settings, apps);
         Self { homing, network }
     }
 

@@ -1,11 +1,12 @@
 //! "Affinity, exactly": what becomes of bound clients, new clients and open connections, event by event, with real
 //! processes in network namespaces. Each test is named for its event. Needs root.
 
-use homing_tests::instance::{is_alive, signal, wait_for, workers};
-use homing_tests::network::client_v4;
+use homing_tests::instance::{demo_app, is_alive, signal, wait_for, workers};
+use homing_tests::network::{client_v4, stranger_v4};
 use homing_tests::session::{Client, Session};
 use homing_tests::site::{CLIENTS, Site, assert_kept, pid_of, v4};
 use rustix::process::Signal;
+use serde_json::Value;
 
 /// Clients 1 to 8 are there before the event, the others come after it.
 const BEFORE: std::ops::RangeInclusive<u8> = 1..=8;
@@ -113,24 +114,38 @@ fn client_idle_beyond_the_timeout_is_chosen_anew() {
 }
 
 #[test]
-fn worker_dies_its_clients_are_served_by_the_next_connection_and_others_notice_nothing() {
+fn worker_dies_its_clients_are_served_by_the_next_connection_counted_and_others_notice_nothing() {
     let site = Site::start("127.0.0.1", "");
-    let mut sessions = site.sessions();
-    let victim = pid_of(&sessions[0]);
+    let mut before = sessions(&site, BEFORE);
+    let victim = pid_of(&before[0]);
     signal(victim, Signal::KILL);
     wait_for("the worker is gone", || (!is_alive(victim)).then_some(()));
-    let (mut lost, mut kept): (Vec<_>, Vec<_>) = sessions.drain(..).partition(|session| pid_of(session) == victim);
+    let (mut lost, mut kept): (Vec<_>, Vec<_>) = before.drain(..).partition(|session| pid_of(session) == victim);
     for session in &mut lost {
         assert!(!session.is_alive(), "its process is gone");
         let answer = session.check().expect("the next connection is served");
         assert_eq!(answer.status, 404, "another process answers, which has no such session: {answer:?}");
     }
     kept.iter_mut().for_each(assert_kept);
+    let mut after = sessions(&site, AFTER);
+    assert!(after.iter().all(|session| pid_of(session) != victim), "new clients are served by others");
     // The ring is whole again; nobody else moved.
     let status = site.homing.wait_for_workers(0, 4);
     let restarts: Vec<_> = workers(&status, 0).iter().map(|worker| worker["restarts"].clone()).collect();
     assert_eq!(restarts.iter().filter(|&restarts| restarts == 1).count(), 1, "{restarts:?}");
     kept.iter_mut().for_each(assert_kept);
+    after.iter_mut().for_each(assert_kept);
+    // Whoever lost a worker has another binding now, and is counted once.
+    let moved = lost.len();
+    let lost: Vec<_> = BEFORE.filter(|number| !kept.iter().any(|session| is_of(session, *number))).collect();
+    assert_eq!(lost.len(), moved);
+    let again: Vec<_> = lost.into_iter().map(|number| site.client(client_v4(number)).open()).collect();
+    assert!(again.iter().all(|session| !session.hello.forwarded && pid_of(session) != victim));
+    assert_eq!(site.homing.status()["counters"]["binding_moved"], moved, "each of them, and nobody else");
+}
+
+fn is_of(session: &Session<'_>, number: u8) -> bool {
+    session.hello.peer.ip() == client_v4(number)
 }
 
 #[test]
@@ -148,6 +163,47 @@ fn worker_dies_a_client_that_found_another_stays_there_when_its_first_one_is_bac
     let mut second = site.client(client_v4(1)).open();
     site.homing.wait_for_workers(0, 4);
     assert_kept(&mut second);
+}
+
+#[test]
+fn table_full_the_longest_idle_bindings_are_forgotten_and_counted_anew_and_open_connections_stay() {
+    const ROOM: u16 = 1_024;
+    const LAST: u16 = 3 * ROOM - 1;
+    let site = Site::configured(&format!("bindings = {ROOM}"), &demo_app("demo", &[v4()], "127.0.0.1", 4, ""));
+    site.homing.wait_for_workers(0, 4);
+    let mut open = site.sessions();
+    let visit = |number: u16| drop(site.client(stranger_v4(number)).connect().expect("a worker takes it"));
+    (0..=LAST).for_each(visit);
+    let is_bound = |number: u16| !site.homing.trace("demo", &stranger_v4(number).to_string())["binding"].is_null();
+    assert!((LAST - 16..=LAST).all(is_bound), "the latest are kept");
+    assert!(!(0..16).any(is_bound), "the longest idle are forgotten");
+    let status = site
+        .homing
+        .wait_until("nothing but the sessions is open", |status| status["apps"][0]["connections"] == open.len());
+    assert!(status["apps"][0]["clients"].as_u64() <= Some(ROOM.into()), "{status:#}");
+    let bound = |status: &Value| status["counters"]["binding_new"].as_u64().expect("a counter");
+    // One that is bound, and one that was forgotten.
+    [LAST, 0].into_iter().for_each(visit);
+    site.homing.wait_until("the forgotten one counts as new, and it alone", |now| bound(now) == bound(&status) + 1);
+    open.iter_mut().for_each(assert_kept);
+}
+
+#[test]
+fn homing_is_upgraded_the_new_program_adopts_everything_and_open_connections_stay() {
+    let mut site = Site::start("127.0.0.1", "");
+    let pids = site.homing.pids(0);
+    let Site { homing, network } = &mut site;
+    let client = |number| Client { namespace: Some(&network.clients), from: client_v4(number), target: v4() };
+    let mut before: Vec<_> = BEFORE.map(|number| client(number).open()).collect();
+    homing.kill();
+    homing.replace_program();
+    homing.start_again();
+    homing.wait_for_workers(0, 4);
+    assert_eq!(homing.pids(0), pids, "the same processes");
+    before.iter_mut().for_each(assert_kept);
+    let after: Vec<_> = AFTER.map(|number| client(number).open()).collect();
+    assert!(after.iter().all(|session| !session.hello.forwarded && pids.contains(&pid_of(session))));
+    before.iter_mut().for_each(assert_kept);
 }
 
 #[test]
