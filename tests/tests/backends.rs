@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use homing_tests::instance::{Homing, binary, wait_for, workers};
 use homing_tests::network::{Lan, Namespace, SERVICE_V4, backend_v4, client_v4};
 use homing_tests::session::{Client, Session};
+use serde_json::Value;
 
 const CLIENTS: u8 = 16;
 const PORT: u16 = 8080;
@@ -52,12 +53,15 @@ struct Site {
 impl Site {
     /// `more`: further lines of the app; `settings`: of `[homing]`.
     fn start(settings: &str, more: &str) -> Self {
+        Self::start_on(2, settings, more)
+    }
+
+    /// Configured with the first so many of the two hosts.
+    fn start_on(count: u8, settings: &str, more: &str) -> Self {
         let lan = Lan::new(CLIENTS);
         let hosts: Vec<Backend> =
             (0..).zip(&lan.backends).map(|(number, namespace)| Backend::start(namespace, number)).collect();
-        let backends: Vec<String> = (0..2)
-            .map(|number| format!("{{ address = \"{}:{PORT}\", forward = \"l2\" }}", backend_v4(number)))
-            .collect();
+        let backends: Vec<String> = (0..count).map(entry).collect();
         let app = format!(
             "[[app]]\nname = \"demo\"\nlisten = [\"{SERVICE_V4}:{PORT}\"]\naffinity = \"ip\"\nbackends = [{}]\n\
              health.path = \"/health\"\n{more}\n",
@@ -66,8 +70,9 @@ impl Site {
         let wrapper = lan.homing.wrapper();
         let homing = Homing::start_under(&wrapper.each_ref().map(String::as_str), settings, &app);
         let site = Self { homing, hosts, lan };
-        site.homing.wait_until("both backends answer", |status| {
-            workers(status, 0).iter().filter(|w| w["address"].is_string() && w["state"] == "ready").count() >= 2
+        site.homing.wait_until("the backends answer", |status| {
+            let is_ready = |worker: &&Value| worker["address"].is_string() && worker["state"] == "ready";
+            workers(status, 0).iter().filter(is_ready).count() >= usize::from(count)
         });
         site
     }
@@ -75,6 +80,11 @@ impl Site {
     fn client(&self, number: u8) -> Client<'_> {
         client(&self.lan, number)
     }
+}
+
+/// A host in the configuration.
+fn entry(number: u8) -> String {
+    format!("{{ address = \"{}:{PORT}\", forward = \"l2\" }}", backend_v4(number))
 }
 
 fn client(lan: &Lan, number: u8) -> Client<'_> {
@@ -163,6 +173,30 @@ fn weight_changed_bound_clients_and_open_connections_stay_and_new_clients_follow
     let after: Vec<_> = (5..=CLIENTS).map(|number| client(lan, number).open()).collect();
     let [few, many] = spread(&after);
     assert!(few <= 2 && many >= 10, "a hundredth and the rest: {few} and {many}");
+    before.iter_mut().for_each(assert_kept);
+}
+
+#[test]
+fn host_added_bound_clients_and_open_connections_stay_and_new_clients_get_their_share() {
+    const SAMPLE: u8 = 64;
+    let mut site = Site::start_on(1, "", "");
+    let Site { homing, lan, .. } = &mut site;
+    let mut before: Vec<_> = (1..=8).map(|number| client(lan, number).open()).collect();
+    assert_eq!(spread(&before), [8, 0], "there is but one host");
+    homing.kill();
+    let file = homing.dir().join("homing.toml");
+    let text = std::fs::read_to_string(&file).expect("the configuration");
+    assert!(text.contains(&entry(0)), "{text}");
+    std::fs::write(&file, text.replace(&entry(0), &[entry(0), entry(1)].join(", "))).expect("it is written");
+    homing.start_again();
+    homing.wait_for_workers(0, 2);
+    before.iter_mut().for_each(assert_kept);
+    let is_added = |number: u8| homing.trace("demo", &client_v4(number).to_string())["worker"] == "demo/1";
+    let share = (100..100 + SAMPLE).filter(|&number| is_added(number)).count();
+    assert!((8..=56).contains(&share), "half of the ring is the added host's: {share} of {SAMPLE}");
+    let owned = (9..=CLIENTS).filter(|&number| is_added(number)).count();
+    let after: Vec<_> = (9..=CLIENTS).map(|number| client(lan, number).open()).collect();
+    assert_eq!(spread(&after), [8 - owned, owned], "new clients go where the ring has them");
     before.iter_mut().for_each(assert_kept);
 }
 
