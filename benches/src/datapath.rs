@@ -131,7 +131,9 @@ fn subjects() -> Vec<Subject> {
     vec![
         floor(FLOOR_PASS, "floor_pass", Packets::One(ack(App::Local)), PASS),
         floor(FLOOR_REPLAY, "floor_pass", fresh(ack(App::Local)), PASS),
+        floor("floor: back", "floor_tx", fresh(ack(App::L2)), TX),
         floor(FLOOR_L2, "floor_l2", fresh(ack(App::L2)), TX),
+        floor("floor: link address from a table", "floor_l2_table", fresh(ack(App::L2)), TX),
         floor(FLOOR_ENCAPSULATE, "floor_encapsulate", fresh(ack(App::Ipip)), TX),
         one("not ours, IPv4", packets::ack(22), PASS, FLOOR_PASS, Some(Bar::Ratio(2.5))),
         one("not ours, IPv6", packets::ack_v6(22), PASS, FLOOR_PASS, Some(Bar::Ratio(2.5))),

@@ -64,7 +64,7 @@ impl XdpPacket {
 
     /// The address of `N` bytes that are all in the frame.
     #[inline(always)]
-    fn place<const N: usize>(&self, offset: usize) -> Option<usize> {
+    pub fn place<const N: usize>(&self, offset: usize) -> Option<usize> {
         if offset > OFFSET_MAX {
             return None;
         }

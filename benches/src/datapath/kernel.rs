@@ -51,7 +51,7 @@ impl Kernel {
         link()?;
         let mut kernel = Self { homing: EbpfLoader::new().load(OBJECT)?, floors: EbpfLoader::new().load(FLOORS)? };
         xdp(&mut kernel.homing, "homing_xdp")?.load()?;
-        for floor in ["replay", "floor_pass", "floor_l2", "floor_encapsulate"] {
+        for floor in ["replay", "floor_pass", "floor_tx", "floor_l2", "floor_l2_table", "floor_encapsulate"] {
             xdp(&mut kernel.floors, floor)?.load()?;
         }
         kernel.set_backends()?;
