@@ -126,7 +126,10 @@ pub fn floor_encapsulate(ctx: XdpContext) -> u32 {
     }
     let Some(start) = XdpPacket::new(&ctx).place::<34>(0) else { return XDP_ABORTED };
     // 02:00:00:00:21:00, 02:00:00:00:00:01, IPv4, 20 + 40 bytes, do not fragment, TTL 64, IPIP, 10.255.0.1 to .2.
-    put(start, &[0x0000_0002, 0x0002_2100, 0x0100_0000, 0x0045_0008, 0x0000_3c00, 0x0440_0040, 0xff0a_6926, 0xff0a_0100]);
+    put(
+        start,
+        &[0x0000_0002, 0x0002_2100, 0x0100_0000, 0x0045_0008, 0x0000_3c00, 0x0440_0040, 0xff0a_6926, 0xff0a_0100],
+    );
     // SAFETY: the last two of the bytes that `place` gave, at a multiple of four.
     unsafe { ((start + 32) as *mut u16).write_volatile(0x0200) };
     XDP_TX

@@ -54,6 +54,9 @@ fn main() -> ExitCode {
         Cli::Demo { options } => demo(&options),
         Cli::Test(options) => test::test(&options),
         // In a network namespace of its own, gone with the process.
+        Cli::Bench { bench: Bench::Datapath { .. } } if !run::is_root() => {
+            Err(anyhow::anyhow!("bench datapath needs root, for eBPF and a network namespace of its own"))
+        }
         Cli::Bench { bench: Bench::Datapath { options } } => bench(&["unshare", "--net"], "datapath", &options),
         Cli::Bench { bench: Bench::Path { options } } => bench(&[], "path", &options),
         Cli::Tidy => tidy::tidy(),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 
-use crate::run::{at_root, has, root, run, target_dir};
+use crate::run::{at_root, has, is_root, root, run, target_dir};
 
 /// bpf-linker reads LLVM's bitcode: its LLVM must be rustc's major version, 22 for Rust 1.95 to 1.98.
 const BPF_LINKER: &str = "0.13.0";
@@ -155,8 +155,7 @@ fn apt(packages: &[&str]) -> anyhow::Result<()> {
         command.env("DEBIAN_FRONTEND", "noninteractive").stdout(std::process::Stdio::null());
         run(command)
     };
-    let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0");
-    if !is_root {
+    if !is_root() {
         bail!("this needs root: sudo {install}");
     }
     // A foreign source that does not answer must not stop what the others have.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use crate::run::{at_root, build_homing, cargo, root, run};
+use crate::run::{at_root, build_homing, cargo, is_root, root, run};
 use crate::{setup, tidy};
 
 #[derive(clap::Args)]
@@ -86,8 +86,7 @@ fn lints() -> anyhow::Result<()> {
 
 /// Why no test that loads programs can run here, if none can.
 fn cannot_load_bpf() -> Option<String> {
-    let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0");
-    if !is_root {
+    if !is_root() {
         return Some("needs root, for eBPF and network namespaces".to_owned());
     }
     let has_btf = std::path::Path::new("/sys/kernel/btf/vmlinux").exists();

@@ -5,13 +5,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 
 use anyhow::{Context as _, anyhow, ensure};
-use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, MapData, ProgramArray};
-use aya::programs::{Program as AnyProgram, TestRun as _, TestRunOptions, Xdp};
+use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, MapData, PerCpuArray, ProgramArray};
+use aya::programs::{Program as AnyProgram, TestRun as _, TestRunOptions, TestRunResult, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use homing::datapath::{Listed, OBJECT, allow_route_lookups, pod::Wire};
 use lb_common::abi::{
-    Backend, BackendId, Binding, BindingKey, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, LISTED_DENY, Limits, Ports,
-    Service, ServiceKey, Slot,
+    Backend, BackendId, Binding, BindingKey, Counter, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, LISTED_DENY, Limits,
+    Ports, Service, ServiceKey, Slot,
 };
 use lb_common::addr::Addr;
 
@@ -60,6 +60,8 @@ impl Kernel {
         ports.set(0, *homing::datapath::ports(&services), 0)?;
         kernel.bind(App::Moving, BOUND, BACKENDS[0])?;
         kernel.bind(App::MovingRemote, BOUND_REMOTE, BACKENDS[2])?;
+        kernel.check_bound(App::Moving, BOUND / 2)?;
+        kernel.check_bound(App::MovingRemote, BOUND_REMOTE)?;
         kernel.set_protection()?;
         Ok(kernel)
     }
@@ -110,9 +112,13 @@ impl Kernel {
     fn bind(&mut self, app: App, clients: u32, backend: BackendId) -> anyhow::Result<()> {
         let mut bindings: HashMap<_, Wire<BindingKey>, Wire<Binding>> =
             self.homing.map_mut("BINDINGS").context("a map")?.try_into()?;
-        for client in 0..clients {
-            let key = BindingKey { client: Addr::v4((FIRST + client).to_be_bytes()), app: app as u32, reserved: 0 };
-            bindings.insert(Wire(key), Wire(Binding { backend, connections: 1, seen_s: 0, reserved: 0 }), 0)?;
+        // The last ones first: the table has room for fewer, and forgets those that came first.
+        for client in (0..clients).rev() {
+            bindings.insert(
+                Wire(binding_key(app, client)),
+                Wire(Binding { backend, connections: 1, seen_s: 0, reserved: 0 }),
+                0,
+            )?;
         }
         Ok(())
     }
@@ -166,33 +172,46 @@ impl Kernel {
             Packets::One(_) => 1,
             Packets::Many { clients, .. } => *clients,
         };
-        let (program, frame) = self.prepare(subject)?;
-        let context = context(frame)?;
-        let options = |repeat| TestRunOptions {
-            data_in: Some(frame),
-            ctx_in: Some(&context),
-            repeat,
-            ..TestRunOptions::default()
-        };
-        program.test_run(options(clients))?;
-        let result = program.test_run(options(1))?;
-        ensure!(result.return_value == subject.verdict, "verdict {}, not {}", result.return_value, subject.verdict);
+        self.run(subject, clients)?;
+        let before = self.counted(subject.counter)?;
+        let verdict = self.run(subject, clients)?.return_value;
+        ensure!(verdict == subject.verdict, "verdict {verdict}, not {}", subject.verdict);
+        let counted = self.counted(subject.counter)? - before;
+        let Some(counter) = subject.counter else { return Ok(()) };
+        ensure!(counted == u64::from(clients), "{} counts {counted} packets of {clients}", counter.name());
+        Ok(())
+    }
+
+    /// What homing's program has counted so far, on all CPUs.
+    fn counted(&self, counter: Option<Counter>) -> anyhow::Result<u64> {
+        let Some(counter) = counter else { return Ok(0) };
+        let counters: PerCpuArray<_, u64> = self.homing.map("COUNTERS").context("a map")?.try_into()?;
+        Ok(counters.get(&(counter as u32), 0)?.iter().sum())
+    }
+
+    /// That the table remembers so many of the first clients.
+    fn check_bound(&self, app: App, clients: u32) -> anyhow::Result<()> {
+        let bindings: HashMap<_, Wire<BindingKey>, Wire<Binding>> =
+            self.homing.map("BINDINGS").context("a map")?.try_into()?;
+        let forgotten =
+            (0..clients).filter(|client| bindings.get(&Wire(binding_key(app, *client)), 0).is_err()).count();
+        ensure!(forgotten == 0, "the table of bindings has forgotten {forgotten} clients of {clients}");
         Ok(())
     }
 
     /// Per packet, harness included.
     pub fn nanoseconds(&mut self, subject: &Subject) -> anyhow::Result<f64> {
-        let (program, frame) = self.prepare(subject)?;
-        let context = context(frame)?;
-        let options = TestRunOptions {
-            data_in: Some(frame),
-            ctx_in: Some(&context),
-            repeat: REPEAT,
-            ..TestRunOptions::default()
-        };
         // The kernel's own clock stands still while it prepares the run, which takes milliseconds. It says whole
         // nanoseconds, rounded down.
-        Ok(program.test_run(options)?.duration.as_nanos() as f64 + 0.5)
+        Ok(self.run(subject, REPEAT)?.duration.as_nanos() as f64 + 0.5)
+    }
+
+    fn run(&mut self, subject: &Subject, repeat: u32) -> anyhow::Result<TestRunResult> {
+        let (program, frame) = self.prepare(subject)?;
+        let context = context(frame)?;
+        let options =
+            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..TestRunOptions::default() };
+        Ok(program.test_run(options)?)
     }
 
     /// How large homing's programs are, and how much work they were to verify.
@@ -221,6 +240,10 @@ impl Kernel {
     }
 }
 
+fn binding_key(app: App, client: u32) -> BindingKey {
+    BindingKey { client: Addr::v4((FIRST + client).to_be_bytes()), app: app as u32, reserved: 0 }
+}
+
 fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
     Ok(ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
 }
@@ -235,6 +258,12 @@ fn context(frame: &[u8]) -> anyhow::Result<Vec<u8>> {
 
 /// A cable with a host at the other end, whose link address is known.
 fn link() -> anyhow::Result<()> {
+    // In a namespace that is new nothing has an address: another's interfaces are not this program's to change.
+    let addresses = Command::new("ip").args(["-oneline", "address"]).output().context("ip cannot be run")?;
+    ensure!(
+        addresses.status.success() && addresses.stdout.is_empty(),
+        "root and a new network namespace are wanted: cargo xtask bench datapath"
+    );
     let [host, here] = [HOST.to_string(), format!("{HERE}/24")];
     let steps: [&[&str]; 5] = [
         &["link", "add", "eth0", "type", "veth", "peer", "name", "far"],
@@ -246,12 +275,7 @@ fn link() -> anyhow::Result<()> {
     for words in steps {
         let output = Command::new("ip").args(words).output().context("ip cannot be run")?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(
-            output.status.success(),
-            "ip {}: {}; it wants root and a network namespace of its own: cargo xtask bench datapath",
-            words.join(" "),
-            said.trim()
-        );
+        ensure!(output.status.success(), "ip {}: {}", words.join(" "), said.trim());
     }
     // Its end takes frames of XDP: the kernel runs programs only as if they came by such an interface.
     let output = Command::new("ethtool").args(["-K", "eth0", "gro", "on"]).output().context("ethtool cannot be run")?;
