@@ -1,10 +1,8 @@
 //! `datapath`: the XDP program, packet by packet, beside the least that any program could do (BPF_PROG_TEST_RUN).
 //!
-//! A packet that passes untouched is run again and again as it is. All others go through `replay`, which makes the packet
-//! what it was, takes the next client's address and calls the measured program; what that costs by itself (`replay` of
-//! the program that passes everything, less that program alone) is taken off in the same round. Both are shown: `VALUE`
-//! is without the harness, and so are `RATIO` and the bars; `RAW` is what the kernel said. A harness makes the floors of
-//! changed packets look slower than they are and ratios smaller, so the raw ratio is the kinder one.
+//! A packet that passes untouched is run again and again as it is. All others, the floors among them, go through `replay`,
+//! which makes the packet what it was, takes the next client's address and calls the measured program. What that costs by
+//! itself is `floor: replay and pass` less `floor: pass`, and part of every value and baseline of theirs.
 
 mod kernel;
 mod packets;
@@ -125,7 +123,7 @@ fn subjects() -> Vec<Subject> {
         |name, frame, counter, bar| homing(name, Packets::One(frame), PASS, counter, FLOOR_PASS, Some(Bar::Ratio(bar)));
     let opens = |name, app: App, first, clients, bar| {
         let packets = Packets::Many { frame: packets::syn(app.port()), first, clients };
-        homing(name, packets, PASS, Counter::XdpSynWorker, FLOOR_PASS, bar)
+        homing(name, packets, PASS, Counter::XdpSynWorker, FLOOR_REPLAY, bar)
     };
     let remote = |name, app: App, clients, baseline, bar| {
         let counter = match app {
@@ -138,7 +136,7 @@ fn subjects() -> Vec<Subject> {
     };
     let drops = |name, app: App, clients, counter| {
         let packets = Packets::Many { frame: packets::syn(app.port()), first: FIRST, clients };
-        homing(name, packets, DROP, counter, FLOOR_PASS, None)
+        homing(name, packets, DROP, counter, FLOOR_REPLAY, None)
     };
     let ack = |app: App| packets::ack(app.port());
     let fresh = |frame| Packets::Many { frame, first: FIRST, clients: 1 };
@@ -185,29 +183,17 @@ pub fn run(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
         kernel.check(subject).with_context(|| subject.name.to_owned())?;
     }
     let at = |name| subjects.iter().position(|subject| subject.name == name).expect("a subject's name");
-    let (pass, replay) = (at(FLOOR_PASS), at(FLOOR_REPLAY));
-    let mut raws = vec![Vec::new(); subjects.len()];
+    let mut values = vec![Vec::new(); subjects.len()];
     for _ in 0..rounds.count {
         // Interleaved: whatever else the machine does, it does to all of them.
-        for (raws, subject) in raws.iter_mut().zip(&subjects) {
-            raws.push(kernel.nanoseconds(subject)?);
+        for (values, subject) in values.iter_mut().zip(&subjects) {
+            values.push(kernel.nanoseconds(subject)?);
         }
     }
-    let harness: Vec<f64> = raws[replay].iter().zip(&raws[pass]).map(|(replay, pass)| replay - pass).collect();
-    let values: Vec<Vec<f64>> = subjects
-        .iter()
-        .zip(&raws)
-        .map(|(subject, raws)| {
-            let is_net = matches!(subject.packets, Packets::Many { .. }) && subject.name != FLOOR_REPLAY;
-            raws.iter().zip(&harness).map(|(raw, harness)| if is_net { raw - harness } else { *raw }).collect()
-        })
-        .collect();
     println!("{}", kernel.sizes()?);
     let cases = subjects.iter().enumerate().map(|(index, subject)| {
         let baseline = at(subject.baseline);
-        Case::new(subject.name, &values[index], "ns/packet", subject.baseline, &values[baseline])
-            .with_raw(&raws[index], &raws[baseline])
-            .with_bar(subject.bar)
+        Case::new(subject.name, &values[index], "ns/packet", subject.baseline, &values[baseline]).with_bar(subject.bar)
     });
     let mut cases: Vec<Case> = cases.collect();
     cases.push(ring(rounds));

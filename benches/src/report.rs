@@ -21,20 +21,9 @@ pub struct Case {
     pub baseline_value: f64,
     /// `value / baseline_value`.
     pub ratio: f64,
-    /// As measured, before anything was taken off either.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub raw: Option<Raw>,
     /// What it must not exceed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bar: Option<Bar>,
-}
-
-#[derive(Clone, Copy, Serialize)]
-pub struct Raw {
-    pub value: f64,
-    pub baseline_value: f64,
-    /// `value / baseline_value`.
-    pub ratio: f64,
 }
 
 #[derive(Clone, Copy, Serialize)]
@@ -55,14 +44,8 @@ impl Case {
             baseline: baseline.to_owned(),
             baseline_value,
             ratio: value / baseline_value,
-            raw: None,
             bar: None,
         }
-    }
-
-    pub fn with_raw(self, values: &[f64], baseline_values: &[f64]) -> Self {
-        let (value, baseline_value) = (median(values), median(baseline_values));
-        Self { raw: Some(Raw { value, baseline_value, ratio: value / baseline_value }), ..self }
     }
 
     pub fn with_bar(self, bar: Option<Bar>) -> Self {
@@ -87,20 +70,11 @@ fn median(values: &[f64]) -> f64 {
 
 pub fn table(cases: &[Case]) -> String {
     let mut out = String::new();
-    // Two more columns where anything was taken off.
-    let has_raw = cases.iter().any(|case| case.raw.is_some());
-    let raw_head = if has_raw { format!(" {:>7} {:>9}", "RAW", "RAW RATIO") } else { String::new() };
-    let _ =
-        writeln!(out, "{:<38} {:>12} {:>12} {:<11} {:>6}{raw_head}  BAR", "CASE", "VALUE", "BASELINE", "UNIT", "RATIO");
+    let _ = writeln!(out, "{:<38} {:>12} {:>12} {:<11} {:>6}  BAR", "CASE", "VALUE", "BASELINE", "UNIT", "RATIO");
     for case in cases {
-        let raw = match case.raw {
-            Some(raw) => format!(" {:>7.1} {:>9.3}", raw.value, raw.ratio),
-            None if has_raw => " ".repeat(18),
-            None => String::new(),
-        };
         let _ = writeln!(
             out,
-            "{:<38} {:>12.1} {:>12.1} {:<11} {:>6.3}{raw}  {}",
+            "{:<38} {:>12.1} {:>12.1} {:<11} {:>6.3}  {}",
             case.name,
             case.value,
             case.baseline_value,

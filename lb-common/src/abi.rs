@@ -5,7 +5,7 @@
 use crate::addr::Addr;
 
 /// Checked before pinned maps are reused; pins of another version are refused, never reinterpreted.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Bits of a [`BackendId`] that say which backend; the rest is its generation.
 const INDEX_BITS: u32 = 12;
@@ -66,16 +66,23 @@ pub const PROTO_UDP: u8 = 17;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ServiceKey {
     pub addr: Addr,
-    /// Host byte order.
-    pub port: u16,
-    pub proto: u8,
-    pub reserved: [u8; 5],
+    /// The port, in host byte order, in the lowest 16 bits, and the protocol in the 8 above. One number: the kernel hashes
+    /// words, and a word put together from smaller stores is slow to read back.
+    port_and_proto: u64,
 }
 
 impl ServiceKey {
     #[inline(always)]
     pub const fn new(addr: Addr, port: u16, proto: u8) -> Self {
-        Self { addr, port, proto, reserved: [0; 5] }
+        Self { addr, port_and_proto: port as u64 | (proto as u64) << 16 }
+    }
+
+    pub const fn port(&self) -> u16 {
+        self.port_and_proto as u16
+    }
+
+    pub const fn proto(&self) -> u8 {
+        (self.port_and_proto >> 16) as u8
     }
 
     #[inline(always)]
@@ -418,7 +425,7 @@ mod tests {
 
     #[test]
     fn no_map_value_has_hidden_padding() {
-        assert_eq!(size_of::<ServiceKey>(), 16 + 2 + 1 + 5);
+        assert_eq!(size_of::<ServiceKey>(), 16 + 8);
         assert_eq!(size_of::<Service>(), 8 + 4 * 3 + 2 * 2 + 4 * 2);
         assert_eq!(size_of::<Slot>(), 8);
         assert_eq!(size_of::<BindingKey>(), 16 + 8);

@@ -16,6 +16,8 @@ mod packet;
 mod socket;
 mod steer;
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::macros::{btf_tracepoint, sk_lookup, xdp};
 use aya_ebpf::programs::{BtfTracePointContext, SkLookupContext, XdpContext};
@@ -35,10 +37,13 @@ pub fn homing_xdp(ctx: XdpContext) -> u32 {
         maps::count(counter);
         return XDP_PASS;
     }
-    let mut outgoing = Outgoing::NOWHERE;
+    // Not set to anything first: the compiler makes that a loop over its bytes.
+    let mut outgoing = MaybeUninit::uninit();
     match steer(&ctx, &mut outgoing) {
-        XDP_TX => forward::send(&ctx, &outgoing),
-        OPENS => cookie::relieve(&ctx, &outgoing),
+        // SAFETY: `steer` has written it; the verifier, too, refuses to read what nobody wrote.
+        XDP_TX => forward::send(&ctx, unsafe { outgoing.assume_init_ref() }),
+        // SAFETY: as above.
+        OPENS => cookie::relieve(&ctx, unsafe { outgoing.assume_init_ref() }),
         verdict => verdict,
     }
 }
@@ -58,16 +63,17 @@ fn at_a_glance(ctx: &XdpContext) -> Option<Counter> {
 /// What `steer` says of a packet that opens a connection to a worker; beyond the verdicts of XDP.
 const OPENS: u32 = 16;
 
-/// A function of its own, done before `send` begins: both would not fit on the 512 bytes of one stack.
+/// Writes `leaving` where it says [`XDP_TX`] or [`OPENS`]. A function of its own, done before `send` begins: both would not
+/// fit on the 512 bytes of one stack.
 #[inline(never)]
-fn steer(ctx: &XdpContext, leaving: &mut Outgoing) -> u32 {
+fn steer(ctx: &XdpContext, leaving: &mut MaybeUninit<Outgoing>) -> u32 {
     match decide(ctx) {
         Steered::Stays(counter) => {
             maps::count(counter);
             XDP_PASS
         }
         Steered::Leaves(outgoing) => {
-            *leaving = outgoing;
+            leaving.write(outgoing);
             XDP_TX
         }
         Steered::Refused(counter) => {
@@ -75,9 +81,8 @@ fn steer(ctx: &XdpContext, leaving: &mut Outgoing) -> u32 {
             XDP_DROP
         }
         Steered::Opens(backend, network, is_v4) => {
-            leaving.opens = backend;
-            leaving.network = usize::from(network);
-            leaving.is_v4 = is_v4;
+            let network = usize::from(network);
+            leaving.write(Outgoing { opens: backend, network, is_v4, ..Outgoing::NOWHERE });
             OPENS
         }
     }

@@ -6,8 +6,8 @@ use lb_common::abi::{PORT_EVERY, PORT_OPENING, PROTO_TCP, Ports, SERVICE_REMOTE,
 pub fn ports<'a>(services: impl IntoIterator<Item = &'a (ServiceKey, Service)>) -> Box<Ports> {
     let mut ports = Box::new([0; size_of::<Ports>()]);
     for (key, service) in services {
-        let is_local = key.proto == PROTO_TCP && service.flags & SERVICE_REMOTE == 0;
-        let port = &mut ports[usize::from(key.port)];
+        let is_local = key.proto() == PROTO_TCP && service.flags & SERVICE_REMOTE == 0;
+        let port = &mut ports[usize::from(key.port())];
         *port = (*port).max(if is_local { PORT_OPENING } else { PORT_EVERY });
     }
     ports
