@@ -221,6 +221,13 @@ impl Homing {
         self.ask_meanwhile(arguments).wait_with_output().expect("homing can be waited for")
     }
 
+    /// What `homing check` says of its configuration, to its end.
+    pub fn check(&self) -> Output {
+        let file = self.dir.path().join("homing.toml");
+        let arguments = ["check".as_ref(), "--config".as_ref(), file.as_os_str()];
+        self.command(&[]).args(arguments).output().expect("homing can be run")
+    }
+
     /// Runs a command that talks to it, while the test goes on.
     pub fn ask_meanwhile(&self, arguments: &[&str]) -> Child {
         Command::new(binary())

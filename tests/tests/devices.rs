@@ -126,6 +126,27 @@ fn an_interface_that_another_lets_go_of_gets_the_program() {
 }
 
 #[test]
+fn tc_filters_of_another_are_named_and_stay() {
+    let network = Network::new(1);
+    let tc = |words: &[&str]| network.server.output(&[&["tc"], words].concat());
+    tc(&["qdisc", "add", "dev", "eth0", "clsact"]);
+    // A program of one instruction: let it pass.
+    tc(&["filter", "add", "dev", "eth0", "ingress", "bpf", "direct-action", "bytecode", "1,6 0 0 4294967295"]);
+    let before = tc(&["filter", "show", "dev", "eth0", "ingress"]);
+    assert!(before.contains("bpf"), "{before}");
+    let homing = start(&network, "");
+    let status = homing.status();
+    assert_eq!(status["kernel_path"]["interfaces"][0]["tc"][0], "clsact", "{status:#}");
+    assert_eq!(mode(&status, "eth0").as_deref(), Some("native"), "XDP stands beside it");
+    let checked = homing.check();
+    assert!(String::from_utf8_lossy(&checked.stdout).contains("qdisc clsact"), "{checked:?}");
+    let client = Client { namespace: Some(&network.clients), from: client_v4(1), target: (SERVER_V4, PORT).into() };
+    assert!(!client.open().hello.forwarded);
+    drop(homing);
+    assert_eq!(tc(&["filter", "show", "dev", "eth0", "ingress"]), before, "theirs is still there");
+}
+
+#[test]
 fn the_xdp_program_of_another_is_named_and_stays() {
     let network = Network::new(1);
     let _theirs = network.server.let_pass("eth0");

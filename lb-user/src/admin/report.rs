@@ -34,6 +34,9 @@ pub struct InterfaceStatus {
     /// Why not native.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Where tc filters of others hang on it: `clsact` or `ingress`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tc: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize, Debug, Clone)]

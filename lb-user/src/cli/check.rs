@@ -10,7 +10,10 @@ use crate::datapath;
 pub(super) fn check(path: &Path) -> u8 {
     match config::file::load(path) {
         Ok(config) => {
-            print!("{}", render(path, &config, datapath::missing().as_deref()));
+            let missing = datapath::missing();
+            let has_kernel_path = config.homing.kernel_path != KernelPath::Off && missing.is_none();
+            let others = if has_kernel_path { datapath::others(&config) } else { Vec::new() };
+            print!("{}", render(path, &config, missing.as_deref(), &others));
             DONE
         }
         Err(errors) => {
@@ -20,8 +23,8 @@ pub(super) fn check(path: &Path) -> u8 {
     }
 }
 
-/// `missing`: what this machine, or this user, lacks for the kernel path.
-fn render(path: &Path, config: &Config, missing: Option<&str>) -> String {
+/// `missing`: what this machine, or this user, lacks for the kernel path. `others`: whose programs are where homing's go.
+fn render(path: &Path, config: &Config, missing: Option<&str>, others: &[String]) -> String {
     let mut out = String::new();
     let apps = if config.apps.len() == 1 { "1 app" } else { &format!("{} apps", config.apps.len()) };
     let _ = writeln!(out, "{}: no errors, {apps}", path.display());
@@ -34,6 +37,9 @@ fn render(path: &Path, config: &Config, missing: Option<&str>) -> String {
             sizes.bytes().div_ceil(MB),
             sizes.bindings
         );
+    }
+    for other in others {
+        let _ = writeln!(out, "note: {other}");
     }
     for app in &config.apps {
         let (path, why) = path_of(app, config.homing.kernel_path, missing);

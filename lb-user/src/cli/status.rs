@@ -31,6 +31,9 @@ fn render(status: &Status, now: u64) -> String {
         for interface in kernel.interfaces.iter().filter(|interface| interface.mode == "none") {
             let _ = writeln!(out, "  {}: {}", interface.name, interface.reason.as_deref().unwrap_or("no XDP"));
         }
+        for (interface, kind) in kernel.interfaces.iter().flat_map(|i| i.tc.iter().map(|kind| (&i.name, kind))) {
+            let _ = writeln!(out, "  {interface}: {}", crate::datapath::beside_tc(kind));
+        }
         for other in &kernel.other_lookups {
             let _ = writeln!(out, "  another sk_lookup program is here: {other}");
         }

@@ -11,7 +11,7 @@ use lb_common::affinity::{self, Choice};
 use super::runner::{Kernel, Runner};
 use crate::admin::report::{AppStatus, BindingReport, InterfaceStatus, KernelPathStatus, Status, Trace, WorkerStatus};
 use crate::config::{self, Affinity, Forward};
-use crate::datapath::Mode;
+use crate::datapath::{Datapath, Mode};
 
 pub(super) fn kernel_status(kernel: &Kernel) -> KernelPathStatus {
     match kernel {
@@ -37,6 +37,7 @@ pub(super) fn kernel_status(kernel: &Kernel) -> KernelPathStatus {
                     }
                     .to_owned(),
                     reason: attached.reason.clone(),
+                    tc: Datapath::tc_filters(attached.index),
                 })
                 .collect(),
         },

@@ -32,7 +32,7 @@ pub use bindings::KernelBindings;
 pub use interfaces::interfaces;
 pub use lists::Listed;
 pub use netlink::Changes;
-pub use others::say_other_lookups;
+pub use others::{beside_tc, others, say_other_lookups};
 pub use pin::detach;
 pub use ports::ports;
 pub use routes::{allow_route_lookups, source_towards};
@@ -167,6 +167,11 @@ impl Datapath {
     /// sk_lookup programs of others in this network namespace, by name and id.
     pub fn other_lookups(&self) -> Vec<String> {
         others::on_lookups(&attach::lookup_path(&self.pin_dir)).unwrap_or_default()
+    }
+
+    /// The queueing disciplines on this interface that exist for tc filters.
+    pub fn tc_filters(interface: u32) -> Vec<String> {
+        others::on_tc(interface)
     }
 
     /// Whether what XDP answers leaves on every interface that it is on. A veth in native mode delivers it only where

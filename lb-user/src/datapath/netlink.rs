@@ -3,9 +3,10 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
+use netlink_packet_route::tc::{TcAttribute, TcMessage};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink::SocketAddrNetlink};
 use tokio::io::unix::AsyncFd;
@@ -53,31 +54,73 @@ fn open(groups: u32, flags: SocketFlags) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Asks the kernel, and gives what it answers until it is done.
+fn ask(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    let socket = open(0, SocketFlags::empty())?;
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = NLM_F_REQUEST | flags;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    rustix::net::send(&socket, &bytes, SendFlags::empty())?;
+    let mut answers = Vec::new();
+    loop {
+        let mut buffer = vec![0; ANSWER_BYTES];
+        let (len, _) = rustix::net::recv(socket.as_fd(), &mut buffer[..], RecvFlags::empty())?;
+        let mut rest = &buffer[..len];
+        while !rest.is_empty() {
+            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+            rest = rest.get((answer.header.length as usize).next_multiple_of(4)..).unwrap_or_default();
+            match answer.payload {
+                NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => return Ok(answers),
+            }
+        }
+        if flags & NLM_F_DUMP == 0 {
+            return Ok(answers);
+        }
+    }
+}
+
 /// The id of the XDP program on this interface, if there is one.
 ///
 /// # Errors
 /// When the kernel does not answer.
 pub(super) fn xdp_program(interface: u32) -> io::Result<Option<u32>> {
-    let socket = open(0, SocketFlags::empty())?;
     let mut link = LinkMessage::default();
     link.header.index = interface;
-    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetLink(link));
-    request.header.flags = NLM_F_REQUEST;
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-    rustix::net::send(&socket, &bytes, SendFlags::empty())?;
-    let mut answer = vec![0; ANSWER_BYTES];
-    let (len, _) = rustix::net::recv(socket.as_fd(), &mut answer[..], RecvFlags::empty())?;
-    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer[..len]).map_err(io::Error::other)?;
-    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = answer.payload else { return Ok(None) };
-    let xdp = link.attributes.into_iter().find_map(|attribute| match attribute {
-        LinkAttribute::Xdp(xdp) => Some(xdp),
+    let attributes = ask(RouteNetlinkMessage::GetLink(link), 0)?.into_iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => Some(link.attributes),
         _ => None,
     });
     let id = |attribute: &LinkXdp| match attribute {
         LinkXdp::ProgId(id) => Some(*id),
         _ => None,
     };
-    Ok(xdp.and_then(|xdp| xdp.iter().find_map(id)))
+    Ok(attributes.into_iter().flatten().find_map(|attribute| match attribute {
+        LinkAttribute::Xdp(xdp) => xdp.iter().find_map(id),
+        _ => None,
+    }))
+}
+
+/// The kinds of queueing disciplines on this interface.
+///
+/// # Errors
+/// When the kernel does not answer.
+pub(super) fn queueing_disciplines(interface: u32) -> io::Result<Vec<String>> {
+    let index = interface.cast_signed();
+    let mut wanted = TcMessage::default();
+    wanted.header.index = index;
+    // The kernel tells those of all interfaces.
+    let answers = ask(RouteNetlinkMessage::GetQueueDiscipline(wanted), NLM_F_DUMP)?;
+    let of_interface = answers.into_iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewQueueDiscipline(found) if found.header.index == index => Some(found.attributes),
+        _ => None,
+    });
+    let kind = |attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind),
+        _ => None,
+    };
+    Ok(of_interface.flatten().filter_map(kind).collect())
 }

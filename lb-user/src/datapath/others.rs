@@ -1,13 +1,15 @@
 //! Programs of others where homing's are: named, never touched.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
+use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{ProgramInfo, loaded_programs};
 
-use super::netlink;
+use super::{interfaces, netlink, pin};
+use crate::config::Config;
 
 /// The XDP program on an interface.
 pub(super) fn xdp_holder(index: u32) -> Option<u32> {
@@ -39,6 +41,46 @@ pub fn say_other_lookups(programs: &[String]) {
              attached last gets it"
         );
     }
+}
+
+/// Where tc filters hang on an interface, homing having none: its queueing disciplines for filters alone.
+pub(super) fn on_tc(interface: u32) -> Vec<String> {
+    netlink::queueing_disciplines(interface)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|kind| matches!(kind.as_str(), "clsact" | "ingress"))
+        .collect()
+}
+
+/// What homing would meet if it were started now, a line for each.
+#[must_use]
+pub fn others(config: &Config) -> Vec<String> {
+    let own = own_programs(&config.homing.pin_dir);
+    let mut lines = Vec::new();
+    for name in interfaces(config).unwrap_or_default() {
+        let Ok(index) = nix::net::if_::if_nametoindex(name.as_str()) else {
+            lines.push(format!("{name}: there is no such interface now; it gets the program when it comes"));
+            continue;
+        };
+        lines.extend(xdp_holder(index).filter(|id| !own.contains(id)).map(|id| format!("{name}: {}", held_by(id))));
+        lines.extend(on_tc(index).into_iter().map(|kind| format!("{name}: {}", beside_tc(&kind))));
+    }
+    let lookups = on_lookups(&super::attach::lookup_path(&config.homing.pin_dir)).unwrap_or_default();
+    lines.extend(lookups.into_iter().map(|program| format!("another sk_lookup program is here ({program})")));
+    lines
+}
+
+/// What tc filters mean for homing.
+pub fn beside_tc(kind: &str) -> String {
+    format!("tc filters may be here (qdisc {kind}); they see what XDP lets pass, and homing leaves them there")
+}
+
+/// The programs of a homing that runs on this pin directory.
+fn own_programs(pin_dir: &Path) -> Vec<u32> {
+    let pins = fs::read_dir(pin_dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let links =
+        pins.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(pin::LINK_PREFIX)));
+    links.filter_map(|path| Some(FdLink::from(PinnedLink::from_pin(path).ok()?).info().ok()?.program_id())).collect()
 }
 
 fn name_of(id: u32) -> String {
