@@ -83,7 +83,8 @@ const TCP_ESTABLISHED: i32 = 1;
 const TCP_SYN_RECV: i32 = 3;
 const TCP_CLOSE: i32 = 7;
 
-/// A socket of a worker changed its state. Sockets that carry no owner are none of ours.
+/// A socket of a worker changed its state. Sockets that carry no owner are none of ours. Told twice of the same change, it
+/// does nothing the second time.
 #[inline(always)]
 pub fn state_changed(ctx: &BtfTracePointContext) -> Option<()> {
     let (old, new): (i32, i32) = (ctx.arg(1), ctx.arg(2));
@@ -108,6 +109,7 @@ pub fn state_changed(ctx: &BtfTracePointContext) -> Option<()> {
             promote(&owner.client);
         }
     } else if !opened && owner.counted == 1 {
+        owner.counted = 0;
         closed(owner);
     }
     Some(())

@@ -59,12 +59,15 @@ pub enum Mode {
 
 const XDP: &str = "homing_xdp";
 const LOOKUP: &str = "homing_lookup";
-const STATE: &str = "homing_state";
+/// Two of a kind, since one alone misses what happens while it runs.
+const STATES: [&str; 2] = ["homing_state", "homing_state_too"];
 
-/// Attaches all three programs. An interface that refuses XDP is reported, not fatal: delivery does not need it.
+/// Attaches all programs. An interface that refuses XDP is reported, not fatal: delivery does not need it.
 pub(super) fn attach_all(ebpf: &mut Ebpf, pin_dir: &Path, interfaces: &[String]) -> Result<Vec<Attached>, Unavailable> {
     attach_lookup(program(ebpf, LOOKUP)?, pin_dir)?;
-    attach_state(program(ebpf, STATE)?, pin_dir)?;
+    for name in STATES {
+        attach_state(program(ebpf, name)?, name, pin_dir)?;
+    }
     attach_xdp(program(ebpf, XDP)?, pin_dir, interfaces)
 }
 
@@ -80,18 +83,18 @@ fn attach_lookup(program: &mut SkLookup, pin_dir: &Path) -> Result<(), Unavailab
     repin_program(program, pin_dir, LOOKUP)
 }
 
-fn attach_state(program: &mut BtfTracePoint, pin_dir: &Path) -> Result<(), Unavailable> {
+fn attach_state(program: &mut BtfTracePoint, name: &'static str, pin_dir: &Path) -> Result<(), Unavailable> {
     let btf = Btf::from_sys_fs().map_err(|error| Unavailable::Load(chain(&error)))?;
     program.load("inet_sock_set_state", &btf).map_err(|error| Unavailable::Load(chain(&error)))?;
-    if is_pinned_already(&program.info(), pin_dir, STATE) {
+    if is_pinned_already(&program.info(), pin_dir, name) {
         return Ok(());
     }
-    // Two at once would count every connection twice: the old one goes first.
-    let _ = fs::remove_file(link_path(pin_dir, STATE));
-    let id = program.attach().map_err(failed(STATE))?;
-    let link: FdLink = program.take_link(id).map_err(failed(STATE))?.into();
-    replace_pin(link, pin_dir, STATE)?;
-    repin_program(program, pin_dir, STATE)
+    // Another version's goes first: what both of them count need not be the same.
+    let _ = fs::remove_file(link_path(pin_dir, name));
+    let id = program.attach().map_err(failed(name))?;
+    let link: FdLink = program.take_link(id).map_err(failed(name))?.into();
+    replace_pin(link, pin_dir, name)?;
+    repin_program(program, pin_dir, name)
 }
 
 fn attach_xdp(program: &mut Xdp, pin_dir: &Path, interfaces: &[String]) -> Result<Vec<Attached>, Unavailable> {
