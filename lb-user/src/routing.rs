@@ -3,6 +3,7 @@
 //!
 //! Nothing here decides; `control` makes snapshots and `proxy` follows them.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -18,14 +19,14 @@ use crate::config::{Affinity, Cookie, Protect};
 /// All apps, as they are now.
 #[derive(Clone, Default)]
 pub struct Snapshot {
-    /// By app number, the order of the configuration.
-    pub apps: Vec<Arc<AppRoute>>,
+    /// By app number.
+    pub apps: BTreeMap<u32, Arc<AppRoute>>,
 }
 
 /// One app, as it is now.
 pub struct AppRoute {
     pub name: Arc<str>,
-    /// Index in [`Snapshot::apps`], and the app number in the datapath's tables.
+    /// Its number in the datapath's tables.
     pub app: u32,
     pub affinity: Affinity,
     pub cookie: Arc<Cookie>,
@@ -38,6 +39,8 @@ pub struct AppRoute {
     pub ring: Arc<[Slot]>,
     /// Workers that can be sent requests: ready ones, and draining ones for whom they know.
     pub workers: Vec<WorkerRoute>,
+    /// Whether more workers take clients soon, or may be started. Where not, who finds no room is refused at once.
+    pub may_grow: bool,
     /// Why there will be no worker, when the app has failed: the reason that `homing status` prints.
     pub failed: Option<Arc<str>>,
 }
@@ -51,6 +54,8 @@ pub struct WorkerRoute {
     pub incarnation: u64,
     /// Takes no new clients.
     pub draining: bool,
+    /// Requests and tunnels that it may have in flight beside its kernel-path connections; who knows it comes in beyond.
+    pub room: u32,
     pub address: SocketAddr,
     pub load: Arc<Load>,
 }

@@ -33,7 +33,12 @@ fn a_port_in_use_is_named_with_how_to_find_its_holder() {
     let holder = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = holder.local_addr().expect("bound");
     let said = refused(&Homing::configured(&[], "", &demo_app("demo", &[address], "127.0.0.1", 1, "")), 1);
-    assert!(said.contains(&format!("app demo: cannot listen on {address}; find who has the port with: ss")), "{said}");
+    assert!(
+        said.contains(&format!(
+            "app demo: cannot listen on {address}: Address already in use (os error 98); find who has the port with: ss"
+        )),
+        "{said}"
+    );
 }
 
 #[test]

@@ -49,7 +49,11 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
     let wanted = |tier: bool| all || tier;
     let privileged: [(_, _, &[&str]); 3] = [
         ("kernel", options.kernel, &["kernel", "remote", "loaders"]),
-        ("e2e", options.e2e, &["e2e", "affinity", "refusals", "backends", "promotion", "protection", "devices"]),
+        (
+            "e2e",
+            options.e2e,
+            &["e2e", "affinity", "refusals", "backends", "promotion", "protection", "devices", "changes", "scheduling"],
+        ),
         ("apps", options.apps, &["apps"]),
     ];
     for (name, is_wanted, files) in privileged {

@@ -4,13 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::report::Failure;
+use super::report::{Done, Failure};
+use super::server::Order;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +31,7 @@ pub enum AskError {
 /// # Errors
 /// Nobody answers, or homing refuses and says why.
 pub async fn get<T: DeserializeOwned>(socket: &Path, path_and_query: &str) -> Result<T, AskError> {
-    let body = ask(socket, hyper::Method::GET, path_and_query).await?;
+    let body = ask(socket, hyper::Method::GET, path_and_query, Bytes::new()).await?;
     serde_json::from_slice(&body).map_err(|error| broken(socket, &error))
 }
 
@@ -39,10 +40,20 @@ pub async fn get<T: DeserializeOwned>(socket: &Path, path_and_query: &str) -> Re
 /// # Errors
 /// As [`get`].
 pub async fn post(socket: &Path, path_and_query: &str) -> Result<(), AskError> {
-    ask(socket, hyper::Method::POST, path_and_query).await.map(drop)
+    ask(socket, hyper::Method::POST, path_and_query, Bytes::new()).await.map(drop)
 }
 
-async fn ask(socket: &Path, method: hyper::Method, path_and_query: &str) -> Result<Bytes, AskError> {
+/// Gives an order; what was done, in words.
+///
+/// # Errors
+/// As [`get`].
+pub async fn order(socket: &Path, order: &Order) -> Result<String, AskError> {
+    let body = serde_json::to_vec(order).map_err(|error| broken(socket, &error))?;
+    let answer = ask(socket, hyper::Method::POST, "/v1/order", body.into()).await?;
+    serde_json::from_slice(&answer).map(|Done { done }| done).map_err(|error| broken(socket, &error))
+}
+
+async fn ask(socket: &Path, method: hyper::Method, path_and_query: &str, body: Bytes) -> Result<Bytes, AskError> {
     let stream =
         UnixStream::connect(socket).await.map_err(|error| AskError::Unreachable { path: socket.to_owned(), error })?;
     let (mut sender, connection) =
@@ -52,7 +63,8 @@ async fn ask(socket: &Path, method: hyper::Method, path_and_query: &str) -> Resu
         .method(method)
         .uri(path_and_query)
         .header(hyper::header::HOST, "homing")
-        .body(Empty::<Bytes>::new())
+        .header(hyper::header::CONTENT_TYPE, "application/json")
+        .body(Full::new(body))
         .map_err(|error| broken(socket, &error))?;
     let response = sender.send_request(request).await.map_err(|error| broken(socket, &error))?;
     let is_success = response.status().is_success();

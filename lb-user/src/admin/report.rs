@@ -55,6 +55,17 @@ pub struct AppStatus {
     pub connections: u64,
     pub promoted_addresses: u64,
     pub queued: u64,
+    /// Bounds of its workers that are in force.
+    #[serde(default)]
+    pub min: u32,
+    #[serde(default)]
+    pub max: u32,
+    /// A restart is under way.
+    #[serde(default)]
+    pub restarting: bool,
+    /// Why the last restart was stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_failed: Option<String>,
     pub workers: Vec<WorkerStatus>,
 }
 
@@ -75,6 +86,17 @@ pub struct WorkerStatus {
     pub address: Option<String>,
     /// Unix time, seconds.
     pub started_at: Option<u64>,
+    /// The states that it went through, the latest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<PastState>,
+}
+
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct PastState {
+    /// Unix time, seconds.
+    pub at: u64,
+    /// The word for it, with its reason.
+    pub state: String,
 }
 
 /// What `homing trace` asks.
@@ -112,6 +134,12 @@ pub struct BindingReport {
     pub connections: u32,
     pub seen_seconds_ago: u32,
     pub live: bool,
+}
+
+/// What an order did, in words.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct Done {
+    pub done: String,
 }
 
 #[derive(Serialize, Deserialize, Debug, Clone)]

@@ -10,11 +10,11 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-use super::report::{Failure, Status, Trace, TraceQuery};
+use super::report::{Done, Failure, Status, Trace, TraceQuery};
 
 /// A question to the task that owns the state.
 #[derive(Debug)]
@@ -28,12 +28,33 @@ pub enum Request {
     Stop {
         now: bool,
     },
-    /// `undo`: take a drain back.
+    /// The answer says what was done, or why nothing was.
+    Order(Order, oneshot::Sender<Result<String, String>>),
+}
+
+/// Something to change.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
     Drain {
+        /// APP or APP/N.
         worker: String,
+        /// Take a drain back.
+        #[serde(default)]
         undo: bool,
-        answer: oneshot::Sender<Result<(), String>>,
     },
+    Scale {
+        app: String,
+        min: u32,
+        max: u32,
+    },
+    Restart {
+        app: String,
+        #[serde(default)]
+        rolling: bool,
+    },
+    /// Read the configuration again.
+    Reload,
 }
 
 /// Binds the socket, mode 0600. A socket that a dead homing left is replaced; one that answers is not.
@@ -62,7 +83,7 @@ pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) {
         .route("/v1/status", get(status))
         .route("/v1/trace", get(trace))
         .route("/v1/stop", post(stop))
-        .route("/v1/drain", post(drain))
+        .route("/v1/order", post(order))
         .with_state(requests);
     // It only returns when the listener fails for good, which a unix socket's does not.
     let _ = axum::serve(Trusted(listener), router).await;
@@ -114,21 +135,12 @@ async fn trace(State(requests): State<mpsc::Sender<Request>>, Query(query): Quer
     }
 }
 
-#[derive(Deserialize)]
-struct DrainQuery {
-    /// APP or APP/N.
-    worker: String,
-    /// Take a drain back.
-    #[serde(default)]
-    undo: bool,
-}
-
-async fn drain(State(requests): State<mpsc::Sender<Request>>, Query(query): Query<DrainQuery>) -> Response {
+async fn order(State(requests): State<mpsc::Sender<Request>>, Json(order): Json<Order>) -> Response {
     let (answer, outcome) = oneshot::channel();
-    let _ = requests.send(Request::Drain { worker: query.worker, undo: query.undo, answer }).await;
+    let _ = requests.send(Request::Order(order, answer)).await;
     match outcome.await {
-        Ok(Ok(())) => StatusCode::NO_CONTENT.into_response(),
-        Ok(Err(error)) => (StatusCode::NOT_FOUND, Json(Failure { error })).into_response(),
+        Ok(Ok(done)) => Json(Done { done }).into_response(),
+        Ok(Err(error)) => (StatusCode::CONFLICT, Json(Failure { error })).into_response(),
         Err(_) => ending(),
     }
 }

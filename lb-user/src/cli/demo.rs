@@ -59,7 +59,7 @@ async fn show_in(dir: &Path, options: &Options) -> anyhow::Result<bool> {
     let socket = config.homing.control_socket.clone();
     println!("homing demo: two apps of {WORKERS} workers each, one by address, one by cookie\n");
     let (ready_sender, ready) = oneshot::channel();
-    let mut homing = tokio::spawn(run::serve(config, move |_| {
+    let mut homing = tokio::spawn(run::serve(None, config, move |_| {
         // Nobody waits any more once this function has returned.
         let _ = ready_sender.send(());
     }));
@@ -120,9 +120,14 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
         directory: dir.to_owned(),
         user: None,
         env: BTreeMap::new(),
-        workers: Workers { min: WORKERS, max: WORKERS },
-        timeouts: Timeouts { start: START, drain: Duration::from_secs(1), affinity: Duration::from_secs(3600) },
-        health: Health { path: None },
+        workers: Workers { min: WORKERS, max: WORKERS, max_connections: 1_000, load_factor: 1.0 },
+        timeouts: Timeouts {
+            start: START,
+            idle: None,
+            drain: Duration::from_secs(1),
+            affinity: Duration::from_secs(3600),
+        },
+        health: Health { path: None, interval: Duration::from_secs(5) },
         protect: config::Protect::default(),
         client: config::Client { ipv4: 32, ipv6: 64, auto_promote: 16 },
         cookie: Cookie { name: "homing".to_owned(), secure: Secure::Never },
@@ -136,6 +141,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
             kernel_path: KernelPath::Preferred,
             interfaces: Vec::new(),
             bindings: 1_024,
+            starts_at_once: WORKERS,
         },
         apps: vec![app(BY_ADDRESS, by_address, Affinity::Ip), app(BY_COOKIE, by_cookie, Affinity::Cookie)],
     })

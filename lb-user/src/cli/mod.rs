@@ -3,6 +3,7 @@
 mod backend_setup;
 mod check;
 mod demo;
+mod orders;
 mod run;
 mod status;
 mod trace;
@@ -98,10 +99,30 @@ enum Command {
     /// A process ends when its last connection is gone, or after the app's timeouts.drain, and is not started again until
     /// `homing undrain`. A remote host keeps its bound clients until then.
     #[command(after_help = "Examples:\n  homing drain sales/2\n  homing drain sales")]
-    Drain(DrainOptions),
+    Drain(orders::Drain),
     /// Take a drain back.
     #[command(after_help = "Example:\n  homing undrain sales/2")]
-    Undrain(DrainOptions),
+    Undrain(orders::Drain),
+    /// Change how many workers an app may have, without a change in the configuration.
+    ///
+    /// Lasts until `homing reload` or the next start. Workers beyond the new maximum drain: their clients stay until they
+    /// leave, or until the app's timeouts.drain.
+    #[command(
+        after_help = "Examples:\n  homing scale sales 8        eight, always\n  homing scale sales 1..8     as many as are needed"
+    )]
+    Scale(orders::Scale),
+    /// Give an app new workers: these first, then the old ones drain. Nobody loses a session before timeouts.drain.
+    ///
+    /// If a new worker does not get ready the restart stops there, and the old workers go on. Touching `restart.txt` in the
+    /// app's directory does the same as --rolling.
+    #[command(after_help = "Examples:\n  homing restart sales --rolling\n  homing restart sales")]
+    Restart(orders::Restart),
+    /// Read the configuration again and apply the difference; or refuse it whole, and say why.
+    ///
+    /// Apps and listen addresses come and go, limits change at once, and workers whose command, directory, user or
+    /// environment changed are replaced one by one. SIGHUP does the same.
+    #[command(after_help = "Example:\n  homing check && homing reload")]
+    Reload(Socket),
     /// Print, or run, what a Linux host needs to be a remote backend of `l2`, `ipip` or `gue`.
     #[command(after_help = backend_setup::EXAMPLES)]
     BackendSetup(backend_setup::Options),
@@ -135,14 +156,6 @@ struct ConfigFile {
 }
 
 #[derive(Args)]
-struct DrainOptions {
-    /// APP, or APP/N as `homing status` shows it.
-    worker: String,
-    #[command(flatten)]
-    socket: Socket,
-}
-
-#[derive(Args)]
 struct Socket {
     /// The running homing's control socket.
     #[arg(long, value_name = "PATH", env = "HOMING_CONTROL_SOCKET", default_value = "/run/homing/control.sock")]
@@ -166,8 +179,11 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status { socket, json } => ask(status::status(socket.control_socket, json)),
         Command::Trace { app, client, socket, json } => ask(trace::trace(socket.control_socket, app, client, json)),
         Command::Stop { socket, now } => ask(stop(socket.control_socket, now)),
-        Command::Drain(options) => ask(drain(options, false)),
-        Command::Undrain(options) => ask(drain(options, true)),
+        Command::Drain(options) => ask(orders::drain(options, false)),
+        Command::Undrain(options) => ask(orders::drain(options, true)),
+        Command::Scale(options) => ask(orders::scale(options)),
+        Command::Restart(options) => ask(orders::restart(options)),
+        Command::Reload(socket) => ask(orders::reload(socket.control_socket)),
         Command::BackendSetup(options) => backend_setup::run(&options),
         Command::Detach { pin_dir } => detach(&pin_dir),
         Command::Completions { shell } => {
@@ -220,18 +236,6 @@ fn detach(pin_dir: &std::path::Path) -> u8 {
         }
         Err(error) => fail(FAILED, &error),
     }
-}
-
-async fn drain(options: DrainOptions, undo: bool) -> Result<(), AskError> {
-    #[derive(serde::Serialize)]
-    struct Query<'a> {
-        worker: &'a str,
-        undo: bool,
-    }
-    let query = serde_urlencoded::to_string(Query { worker: &options.worker, undo }).expect("a name and a flag");
-    client::post(&options.socket.control_socket, &format!("/v1/drain?{query}")).await?;
-    println!("{} {}", options.worker, if undo { "takes new clients." } else { "is draining: no new clients." });
-    Ok(())
 }
 
 async fn stop(socket: PathBuf, now: bool) -> Result<(), AskError> {

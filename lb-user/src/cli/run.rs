@@ -14,17 +14,16 @@ use super::{DONE, FAILED, USAGE, fail};
 use crate::admin;
 use crate::bindings::MemoryBindings;
 use crate::config::{self, Config, Forward, KernelPath};
+use crate::control::doors;
 use crate::control::runner::{Kernel, Parts, Runner};
 use crate::datapath::{self, Datapath};
-use crate::proxy::{self, CookieKeys, Proxy, Shutdown};
+use crate::proxy::{CookieKeys, Proxy};
 use crate::routing::{Bindings, RoutingHandle, Snapshot};
 
 /// Requests for workers under way to control; more than that many at once say nothing new.
 const NOTICES_MAX: usize = 1_024;
 /// Questions on the control socket waiting for control.
 const REQUESTS_MAX: usize = 64;
-/// Connections that the kernel queues before homing accepts them.
-const BACKLOG: i32 = 4_096;
 
 pub(super) fn run(path: &Path) -> u8 {
     let config = match config::file::load(path) {
@@ -37,7 +36,7 @@ pub(super) fn run(path: &Path) -> u8 {
     log_to_stderr("info");
     // Not `eprintln!`, which panics where nobody listens.
     let ready = |line: &str| drop(writeln!(io::stderr(), "{line}"));
-    match super::block_on(serve(config, ready)) {
+    match super::block_on(serve(Some(path.to_owned()), config, ready)) {
         Ok(()) => DONE,
         Err(error) => fail(FAILED, &format!("{error:#}")),
     }
@@ -59,8 +58,9 @@ pub(super) fn log_to_stderr(level: &str) {
         .try_init();
 }
 
-/// Serves a configuration until it is told to stop. `ready` gets the one line that says so.
-pub(super) async fn serve(config: Config, ready: impl FnOnce(&str)) -> anyhow::Result<()> {
+/// Serves a configuration until it is told to stop. `file`: where it can be read again. `ready` gets the one line that
+/// says so.
+pub(super) async fn serve(file: Option<PathBuf>, config: Config, ready: impl FnOnce(&str)) -> anyhow::Result<()> {
     let homing = &config.homing;
     make_dir(&homing.state_dir, "state_dir")?;
     make_dir(&homing.log_dir, "log_dir")?;
@@ -84,19 +84,12 @@ pub(super) async fn serve(config: Config, ready: impl FnOnce(&str)) -> anyhow::R
         RoutingHandle { snapshots: snapshot_receiver, notices: notice_sender, bindings: Arc::clone(&bindings) };
     let proxy = Proxy::new(routing, keys.clone());
     let line = ready_line(&config, &kernel);
-    let runner =
-        Runner::start(Parts { config, keys, kernel, bindings, snapshots, notices, requests, proxy: proxy.clone() })?;
+    let parts = Parts { file, config, keys, kernel, bindings, snapshots, notices, requests, proxy, listeners };
+    let runner = Runner::start(parts)?;
 
-    let (shutdown, shutdown_receiver) = watch::channel(Shutdown::Serving);
-    let mut serving = tokio::task::JoinSet::new();
-    for listener in listeners {
-        serving.spawn(proxy.clone().serve(listener, shutdown_receiver.clone()));
-    }
     let answering = tokio::spawn(admin::server::serve(socket, request_sender));
     ready(&line);
     let ended = runner.run().await;
-    let _ = shutdown.send(Shutdown::Now);
-    while serving.join_next().await.is_some() {}
     answering.abort();
     ended
 }
@@ -132,40 +125,12 @@ fn lock(state_dir: &Path) -> anyhow::Result<fs::File> {
     Ok(file)
 }
 
-fn bind_all(config: &Config) -> anyhow::Result<Vec<proxy::Listener>> {
-    let mut listeners = Vec::new();
-    for (app, number) in config.apps.iter().zip(0..) {
-        for &address in &app.listen {
-            let socket = bind(address)
-                .with_context(|| format!("app {}: cannot listen on {address}; {}", app.name, bind_advice(address)))?;
-            listeners.push(proxy::Listener { app: number, socket });
-        }
-    }
-    Ok(listeners)
-}
-
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        // "[::]:80" means IPv6: "0.0.0.0:80" may stand beside it.
-        socket.set_only_v6(true)?;
-    }
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
-fn bind_advice(address: SocketAddr) -> String {
-    let port = address.port();
-    match bind(address).err().map(|error| error.kind()) {
-        Some(io::ErrorKind::AddrInUse) => format!("find who has the port with: ss -ltnp 'sport = :{port}'"),
-        Some(io::ErrorKind::PermissionDenied) => "ports below 1024 need root or CAP_NET_BIND_SERVICE".to_owned(),
-        Some(io::ErrorKind::AddrNotAvailable) => "this machine does not have that address: see ip address".to_owned(),
-        _ => "see the reason below".to_owned(),
-    }
+/// One for each listen address of each app.
+fn bind_all(config: &Config) -> anyhow::Result<Vec<(SocketAddr, TcpListener)>> {
+    let addresses = config.apps.iter().flat_map(|app| app.listen.iter().map(move |&address| (app, address)));
+    addresses
+        .map(|(app, address)| Ok((address, doors::bind(&app.name, address).map_err(|error| anyhow!(error))?)))
+        .collect()
 }
 
 /// Opens the kernel path as the configuration wants it.

@@ -148,6 +148,7 @@ mod tests {
             memory_bytes: Some(138_000_000),
             address: None,
             started_at: Some(1_000),
+            history: Vec::new(),
         };
         let status = Status {
             version: "0.1.0".into(),
@@ -170,6 +171,10 @@ mod tests {
                 connections: 3,
                 promoted_addresses: 0,
                 queued: 0,
+                min: 4,
+                max: 4,
+                restarting: false,
+                restart_failed: None,
                 workers: vec![worker(0, "ready", None), worker(1, "failed", Some("exited with status 1"))],
             }],
             counters: std::collections::BTreeMap::new(),

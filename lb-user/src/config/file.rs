@@ -130,9 +130,7 @@ fn rendered(text: &str, name: &str, syntax_errors: &[toml::de::Error], mut findi
 
 /// Keys that the documentation of homing's later versions knows.
 const NOT_YET_HOMING: Unsupported = &["metrics"];
-const NOT_YET_WORKERS: Unsupported = &["max_connections", "load_factor", "memory_max"];
-const NOT_YET_TIMEOUTS: Unsupported = &["idle"];
-const NOT_YET_HEALTH: Unsupported = &["interval"];
+const NOT_YET_WORKERS: Unsupported = &["memory_max"];
 
 #[cfg(test)]
 mod mistakes;

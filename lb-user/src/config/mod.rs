@@ -35,6 +35,8 @@ pub struct Homing {
     pub interfaces: Vec<String>,
     /// Clients that the kernel's table of bindings has room for, 1,024 to 16,000,000.
     pub bindings: u32,
+    /// Workers that may be starting at once, over all apps, 1 to 1,024.
+    pub starts_at_once: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -144,12 +146,18 @@ pub struct Workers {
     pub min: u32,
     /// 1 to 1,024, not below `min`; 0 for an app without a command.
     pub max: u32,
+    /// Of one worker, beyond which it takes no new clients, 1 to 1,000,000.
+    pub max_connections: u32,
+    /// The part of the running workers' connections above which one more is started, 0 to 1.
+    pub load_factor: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// From spawn to ready; requests are held this long at most.
     pub start: Duration,
+    /// A worker without connections is ended after this, down to `workers.min`; `None`: never.
+    pub idle: Option<Duration>,
     /// A draining worker is stopped after this, whoever is still connected.
     pub drain: Duration,
     /// A binding without connections is forgotten after this.
@@ -160,6 +168,8 @@ pub struct Timeouts {
 pub struct Health {
     /// GET this; 2xx or 3xx is ready. Absent: a TCP connect.
     pub path: Option<String>,
+    /// Between questions to a worker that is ready, where there is a path to ask for.
+    pub interval: Duration,
 }
 
 /// Who may connect, and how often.

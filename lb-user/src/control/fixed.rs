@@ -1,4 +1,4 @@
-//! What of the configuration never changes while homing runs.
+//! What follows from an app's configuration alone.
 
 use std::sync::Arc;
 
@@ -25,12 +25,17 @@ pub(super) struct Fixed {
     pub(super) protect: Option<Arc<Protect>>,
 }
 
-pub(super) fn spec(app: &App) -> AppSpec {
+/// `id`: the app's number in the datapath's tables.
+pub(super) fn spec(id: u32, app: &App) -> AppSpec {
     AppSpec {
+        id,
         name: app.name.clone(),
         min: app.workers.min,
         max: app.workers.max,
+        max_connections: app.workers.max_connections,
+        load_factor: app.workers.load_factor,
         start: app.timeouts.start,
+        idle: app.timeouts.idle,
         drain: app.timeouts.drain,
         ring_len: ring_len(app),
         remotes: app.backends.iter().map(remotes::member).collect(),
@@ -76,13 +81,13 @@ fn path_flags(app: &App) -> u32 {
     }
 }
 
-pub(super) fn fix(number: usize, app: &App, keys: &CookieKeys, has_kernel: bool) -> Fixed {
+pub(super) fn fix(id: u32, app: &App, keys: &CookieKeys, has_kernel: bool) -> Fixed {
     /// Bits of an address in its IPv4-mapped form before the IPv4 part.
     const V4_OFFSET: u16 = 96;
     Fixed {
         service: Service {
             seed: keys.derive(&format!("ring {}", app.name)),
-            app: number as u32,
+            app: id,
             ring_len: ring_len(app),
             flags: flags(app),
             v4_bits: V4_OFFSET + u16::from(app.client.ipv4),
@@ -97,8 +102,8 @@ pub(super) fn fix(number: usize, app: &App, keys: &CookieKeys, has_kernel: bool)
 }
 
 /// What the kernel's programs need for the app's protection: its lists and its rates.
-pub(super) fn protection(number: usize, app: &App) -> (Vec<Listed>, Limits) {
-    let listed = |what| move |&net: &IpNet| Listed { app: number as u32, net, what };
+pub(super) fn protection(id: u32, app: &App) -> (Vec<Listed>, Limits) {
+    let listed = |what| move |&net: &IpNet| Listed { app: id, net, what };
     let lists =
         app.protect.allow.iter().map(listed(LISTED_ALLOW)).chain(app.protect.deny.iter().map(listed(LISTED_DENY)));
     let interval = |rate: Option<Rate>| rate.map_or(0, Rate::interval_ns);

@@ -16,7 +16,7 @@ impl Runner {
         let before = self.sockets.clone();
         for (app, state) in self.state.apps.iter().enumerate() {
             let is_busy =
-                state.ring.iter().any(|slot| slot.current.is_none()) || self.proxy.connections(app as u32) > 0;
+                state.ring.iter().any(|slot| slot.current.is_none()) || self.proxy.connections(state.spec.id) > 0;
             // Calm is believed the second time: a connection may be on its way to the proxy.
             self.sockets[app] = is_busy || (self.sockets[app] && !self.calm[app]);
             self.calm[app] = !is_busy;
@@ -67,19 +67,23 @@ impl Runner {
         crate::datapath::say_other_lookups(&lookups.cloned().collect::<Vec<_>>());
     }
 
-    pub(super) fn look_at_draining(&mut self) {
-        let draining: Vec<BackendId> = self
-            .state
-            .apps
-            .iter()
-            .flat_map(|app| &app.workers)
-            .filter(|worker| matches!(worker.phase, Phase::Draining { .. }))
-            .map(|worker| worker.backend)
-            .collect();
-        for backend in draining {
-            if self.connections(backend) == 0 {
-                self.happen(Event::Idle { backend });
-            }
+    /// What workers have to do. Said to control when that has changed, and while one of them is being left.
+    pub(super) fn look_at_loads(&mut self) {
+        let up = self.state.apps.iter().flat_map(|app| &app.workers).filter(|worker| worker.is_up());
+        let is_leaving =
+            up.clone().any(|worker| matches!(worker.phase, Phase::Draining { .. } | Phase::Leaving { .. }));
+        let up: Vec<BackendId> = up.map(|worker| worker.backend).collect();
+        let counted: Vec<(BackendId, (u64, u64))> =
+            up.into_iter().map(|backend| (backend, self.connections(backend))).collect();
+        let connections: Vec<(BackendId, u64)> = counted.iter().map(|&(backend, (_, all))| (backend, all)).collect();
+        let by_kernel = counted.into_iter().map(|(backend, (by_kernel, _))| (backend, by_kernel)).collect();
+        let is_news = connections != self.loads;
+        if is_news || is_leaving {
+            (self.loads, self.by_kernel) = (connections.clone(), by_kernel);
+            self.happen(Event::Load { connections });
+        }
+        if is_news {
+            self.publish_snapshot();
         }
     }
 
@@ -99,7 +103,7 @@ impl Runner {
     pub(super) fn look_at_promotions(&mut self) {
         let now_s = self.bindings.now_s();
         for (key, promotion) in self.bindings.promotions() {
-            let app = self.config.apps.get(key.app as usize).zip(self.fixed.get(key.app as usize));
+            let app = self.place(key.app).map(|app| (&self.config.apps[app], &self.fixed[app]));
             let is_wanted = app.is_some_and(|(app, fixed)| {
                 let Service { affinity_s, promote_above, .. } = fixed.service;
                 let connections = self.bindings.get(&key).map_or(0, |binding| binding.connections);
@@ -122,11 +126,12 @@ impl Runner {
         let now_s = self.bindings.now_s();
         for app in apps {
             let service = &self.fixed[app].service;
+            let id = service.app;
             let ring = &self.state.apps[app].ring;
             let mut held: Vec<u32> = bindings
                 .iter()
                 .filter(|(key, binding)| {
-                    key.app as usize == app
+                    key.app == id
                         && self.state.worker(binding.backend).is_some()
                         && affinity::is_fresh(service, binding, now_s)
                 })

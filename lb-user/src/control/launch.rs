@@ -24,6 +24,10 @@ const MESSAGES_MAX: usize = 256;
 
 /// Before the worker's listening socket is looked for again.
 const FIND_AGAIN: Duration = Duration::from_millis(50);
+/// An answer to a question of health that takes longer, or longer than to the next question, is none.
+const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
+/// Questions without an answer in a row after which a worker gets no new clients.
+const FAILURES_MAX: u32 = 3;
 /// Readiness is waited for until control gives up.
 const FOREVER: Duration = Duration::from_secs(24 * 3600);
 
@@ -37,6 +41,11 @@ pub(super) enum Message {
     Exited {
         backend: BackendId,
         how: String,
+    },
+    /// A ready worker has not answered for a while, or (`None`) does again.
+    Unresponsive {
+        backend: BackendId,
+        reason: Option<String>,
     },
     /// A remote host answered.
     Answers {
@@ -77,10 +86,17 @@ impl Running {
         kill_tree(&self.process, signal);
     }
 
-    pub(super) fn saved(&self, app: &config::App, number: u32, backend: BackendId) -> SavedWorker {
+    /// Looks for its listening sockets once more.
+    pub(super) fn find_listeners(&mut self) {
+        self.listeners = find(&self.process, self.address.port()).unwrap_or_default();
+    }
+
+    pub(super) fn saved(&self, app: &config::App, worker: &super::Worker) -> SavedWorker {
+        let backend = worker.backend;
         SavedWorker {
             app: app.name.clone(),
-            number,
+            number: worker.number,
+            place: worker.place,
             backend: backend.0,
             pid: self.pid(),
             start_time: self.process.start_time(),
@@ -109,6 +125,10 @@ impl Launcher {
     pub(super) fn new(homing: &config::Homing, find_listeners: bool) -> (Self, mpsc::Receiver<Message>) {
         let (messages, receiver) = mpsc::channel(MESSAGES_MAX);
         (Self { log_dir: homing.log_dir.clone(), find_listeners, messages }, receiver)
+    }
+
+    pub(super) fn finds_listeners(&self) -> bool {
+        self.find_listeners
     }
 
     /// Where watchers send what they see.
@@ -168,18 +188,20 @@ impl Launcher {
     }
 
     /// Takes over a worker of an earlier run, if it still is that process and accepts connections. One that is
-    /// not `wanted` any more is ended.
-    pub(super) fn adopt(&self, saved: &SavedWorker, backend: BackendId, wanted: bool) -> Option<Running> {
+    /// no `app` wants any more is ended.
+    pub(super) fn adopt(&self, saved: &SavedWorker, backend: BackendId, app: Option<&config::App>) -> Option<Running> {
         let process = Arc::new(Process::adopt(saved.pid, saved.start_time).ok().flatten()?);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, saved.port));
         let listeners = find(&process, saved.port).unwrap_or_default();
         let is_listening =
             if self.find_listeners { !listeners.is_empty() } else { std::net::TcpStream::connect(address).is_ok() };
-        if !wanted || !is_listening {
+        let Some(app) = app.filter(|_| is_listening) else {
             kill_tree(&process, worker::Signal::KILL);
             return None;
-        }
+        };
         let exit = self.watch_exit(backend, Arc::clone(&process));
+        let health = watch_health(self.messages(), backend, address, app.health.clone());
+        let health = tokio::spawn(health).abort_handle();
         Some(Running {
             process,
             address,
@@ -188,7 +210,7 @@ impl Launcher {
             load: Arc::default(),
             listeners,
             families: (false, false),
-            watchers: [exit.clone(), exit],
+            watchers: [exit, health],
         })
     }
 
@@ -229,8 +251,45 @@ impl Launcher {
                 }
             };
             let _ = messages.send(Message::Ready { backend, listeners }).await;
+            watch_health(messages, backend, address, health).await;
         });
         watcher.abort_handle()
+    }
+}
+
+/// Says when a worker that is ready does not answer any more, and when it does again. Without a path to ask for there is
+/// nothing to learn: the kernel takes connections for a worker that hangs.
+async fn watch_health(
+    messages: mpsc::Sender<Message>,
+    backend: BackendId,
+    address: SocketAddr,
+    health: config::Health,
+) {
+    if health.path.is_none() {
+        return;
+    }
+    let mut failures = 0;
+    loop {
+        tokio::time::sleep(health.interval).await;
+        let asked = probe::probe(address, &health, HEALTH_PATIENCE.min(health.interval)).await;
+        let reason = match asked {
+            Ok(()) if failures >= FAILURES_MAX => None,
+            Ok(()) => {
+                failures = 0;
+                continue;
+            }
+            Err(error) => {
+                failures += 1;
+                if failures != FAILURES_MAX {
+                    continue;
+                }
+                Some(format!("it did not answer {FAILURES_MAX} times in a row: {error}"))
+            }
+        };
+        failures = if reason.is_some() { failures } else { 0 };
+        if messages.send(Message::Unresponsive { backend, reason }).await.is_err() {
+            return;
+        }
     }
 }
 

@@ -3,16 +3,21 @@
 //! `step` is pure: no clock, no I/O, no randomness. Everything that happens is an [`Event`], everything to be done an
 //! [`Effect`], so that every scenario is a list of events.
 
-pub mod backends;
+mod backends;
+mod change;
+pub mod doors;
 mod fixed;
 mod housekeeping;
 mod launch;
 pub mod persist;
+mod reload;
 mod remotes;
 mod report;
+mod requests;
 pub mod runner;
 #[cfg(test)]
 mod scenarios;
+mod schedule;
 mod snapshot;
 pub mod state;
 pub mod step;
@@ -25,11 +30,13 @@ use std::time::Duration;
 
 use lb_common::abi::BackendId;
 
-/// What happened. A backend id names one process, so that a late event about a dead one is recognised.
+/// What happened. A backend id names one process, so that a late event about a dead one is recognised. `app` is the
+/// app's place in [`State::apps`] at that moment.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A worker of an earlier run still lives, or a remote host had this id then. Before [`Event::Boot`].
-    Adopted { app: usize, number: u32, backend: BackendId },
+    /// `place`: its place on the ring, 0 where that is not known. `current`: it is what would be started now.
+    Adopted { app: usize, number: u32, backend: BackendId, place: u64, current: bool },
     /// All that could be adopted is: start what is missing.
     Boot,
     /// The worker accepts connections.
@@ -40,16 +47,25 @@ pub enum Event {
     Answers { backend: BackendId },
     /// A remote host does not answer.
     FellSilent { backend: BackendId, reason: String },
+    /// A ready worker has not answered for a while, or (`None`) does again.
+    Unresponsive { backend: BackendId, reason: Option<String> },
     /// No new clients for these workers of the app (`None`: all); those who are bound stay.
     Drain { app: usize, number: Option<u32> },
     /// As before the drain.
     Undrain { app: usize, number: Option<u32> },
+    /// Other bounds for the app's processes.
+    Scale { app: usize, min: u32, max: u32 },
+    /// New processes for the app's old ones, at most so many at once.
+    Restart { app: usize, at_once: usize },
+    /// The apps are these now; those that were known keep their ids. `restart`: ids of apps whose processes are to be
+    /// replaced.
+    Configure { specs: Vec<AppSpec>, restart: Vec<u32> },
     /// The worker's process is gone.
     Exited { backend: BackendId, how: String },
-    /// A request is held because the app has no worker.
+    /// A request is held because no worker of the app can take it.
     Demand { app: usize },
-    /// A draining worker has no connection left.
-    Idle { backend: BackendId },
+    /// How many connections workers have.
+    Load { connections: Vec<(BackendId, u64)> },
     /// Of the app's slots in transition only these still have a live binding to another than their owner; sorted.
     Settled { app: usize, held: Vec<u32> },
     /// End: drain first, or at once.
@@ -70,6 +86,10 @@ pub enum Effect {
     Watch {
         app: usize,
         number: u32,
+        backend: BackendId,
+    },
+    /// Do not ask it any more.
+    Unwatch {
         backend: BackendId,
     },
     /// Its listening sockets into the datapath: it can be chosen.
@@ -94,6 +114,10 @@ pub enum Effect {
         number: u32,
         text: String,
     },
+    /// The app that was removed is gone; those after it move up by one. Last of all effects.
+    Forget {
+        app: usize,
+    },
     /// Everything has ended.
     Exit,
 }
@@ -108,6 +132,7 @@ pub enum Signal {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
+    Info,
     Warning,
     Error,
 }

@@ -1,5 +1,6 @@
 //! What outlives homing besides the pins: which processes are whose, so that the next run adopts them.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -16,7 +17,7 @@ pub struct Saved {
     version: u32,
     /// The last id of every backend index, so that none comes twice.
     pub last_ids: Vec<u32>,
-    /// App names by their number in the datapath's tables.
+    /// App names by their number in the datapath's tables; an empty one where there is none.
     pub apps: Vec<String>,
     pub workers: Vec<SavedWorker>,
     /// Remote hosts, which rings and bindings name by their ids.
@@ -35,6 +36,9 @@ pub struct SavedRemote {
 pub struct SavedWorker {
     pub app: String,
     pub number: u32,
+    /// What places it on the ring; 0 where an earlier homing did not say.
+    #[serde(default)]
+    pub place: u64,
     pub backend: u32,
     pub pid: u32,
     /// Field 22 of /proc/PID/stat: with the pid, the process and no other.
@@ -43,7 +47,7 @@ pub struct SavedWorker {
     pub incarnation: u64,
     /// Unix time, seconds.
     pub started_at: u64,
-    /// What it was started with; a worker of another command is not adopted.
+    /// What it was started with; a worker of another command is replaced.
     pub command: Vec<String>,
 }
 
@@ -55,6 +59,11 @@ impl Saved {
         remotes: Vec<SavedRemote>,
     ) -> Self {
         Self { version: VERSION, last_ids: last_ids.iter().map(|id| id.0).collect(), apps, workers, remotes }
+    }
+
+    /// The apps' numbers in the datapath's tables.
+    pub fn numbers(&self) -> HashMap<String, u32> {
+        self.apps.iter().cloned().zip(0..).filter(|(name, _)| !name.is_empty()).collect()
     }
 
     /// Writes it in one step: a reader, or a crash, finds the old file or the new one.
@@ -108,6 +117,7 @@ mod tests {
         let worker = SavedWorker {
             app: "sales".into(),
             number: 2,
+            place: 3,
             backend: BackendId::new(2, 7).0,
             pid: 4242,
             start_time: 99,

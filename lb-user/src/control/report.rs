@@ -9,7 +9,9 @@ use lb_common::addr::Addr;
 use lb_common::affinity::{self, Choice};
 
 use super::runner::{Kernel, Runner};
-use crate::admin::report::{AppStatus, BindingReport, InterfaceStatus, KernelPathStatus, Status, Trace, WorkerStatus};
+use crate::admin::report::{
+    AppStatus, BindingReport, InterfaceStatus, KernelPathStatus, PastState, Status, Trace, WorkerStatus,
+};
 use crate::config::{self, Affinity, Forward};
 use crate::datapath::{Datapath, Mode};
 
@@ -67,7 +69,7 @@ impl Runner {
         let now_s = self.bindings.now_s();
         let mut clients = HashMap::new();
         for (key, binding) in self.bindings.all() {
-            let service = self.fixed.get(key.app as usize).map(|fixed| fixed.service);
+            let service = self.place(key.app).map(|app| self.fixed[app].service);
             if service.is_some_and(|service| affinity::is_fresh(&service, &binding, now_s)) {
                 *clients.entry(binding.backend).or_default() += 1;
             }
@@ -82,10 +84,10 @@ impl Runner {
 
     fn app_status(&mut self, app: usize, clients: &HashMap<BackendId, u64>) -> AppStatus {
         let workers: Vec<WorkerStatus> = (0..self.state.apps[app].workers.len())
-            .map(|number| self.worker_status(app, number, clients))
+            .map(|at| self.worker_status(app, at, clients))
             .filter(|worker| worker.state != "stopped" || worker.restarts > 0)
             .collect();
-        let config = &self.config.apps[app];
+        let (config, state) = (&self.config.apps[app], &self.state.apps[app]);
         AppStatus {
             name: config.name.clone(),
             listen: config.listen.iter().map(ToString::to_string).collect(),
@@ -95,8 +97,12 @@ impl Runner {
             state: self.app_state(app, &workers).to_owned(),
             clients: workers.iter().map(|worker| worker.clients).sum(),
             connections: workers.iter().map(|worker| worker.connections).sum(),
-            promoted_addresses: self.promoted(app as u32),
-            queued: self.proxy.held(app as u32) as u64,
+            promoted_addresses: self.promoted(state.spec.id),
+            queued: self.proxy.held(state.spec.id) as u64,
+            min: state.spec.min,
+            max: state.spec.max,
+            restarting: state.restarting.is_some(),
+            restart_failed: state.restart_failed.clone(),
             workers,
         }
     }
@@ -128,8 +134,8 @@ impl Runner {
         }
     }
 
-    fn worker_status(&mut self, app: usize, number: usize, clients: &HashMap<BackendId, u64>) -> WorkerStatus {
-        let worker = self.state.apps[app].workers[number].clone();
+    fn worker_status(&mut self, app: usize, at: usize, clients: &HashMap<BackendId, u64>) -> WorkerStatus {
+        let worker = self.state.apps[app].workers[at].clone();
         let running = self.running.get(&worker.backend);
         let (pid, memory, address, started_at, requests) = running.map_or((None, None, None, None, 0), |running| {
             (
@@ -147,7 +153,7 @@ impl Runner {
         let assigned = load.map_or(0, |load| load.assigned.load(Ordering::Relaxed));
         let bound = clients.get(&worker.backend).copied().unwrap_or(0);
         WorkerStatus {
-            id: format!("{}/{number}", self.config.apps[app].name),
+            id: format!("{}/{}", self.config.apps[app].name, worker.number),
             pid,
             state: worker.state_name().to_owned(),
             reason: worker.reason().map(str::to_owned),
@@ -157,13 +163,21 @@ impl Runner {
                 Affinity::Cookie => assigned,
                 Affinity::Auto => bound + assigned,
             },
-            connections: self.connections(worker.backend),
+            connections: self.connections(worker.backend).1,
             requests,
             restarts: worker.restarts,
             memory_bytes: memory,
             address,
             started_at,
+            history: worker.history.iter().map(|(at, state)| self.past(*at, state)).collect(),
         }
+    }
+
+    fn past(&self, at: super::Moment, state: &str) -> PastState {
+        let ago = self.started.elapsed().saturating_sub(at);
+        let at = std::time::SystemTime::now().checked_sub(ago).unwrap_or(std::time::UNIX_EPOCH);
+        let at = at.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        PastState { at, state: state.to_owned() }
     }
 
     /// Where this address goes now, decided by the datapath's own function over the tables of this moment.
@@ -172,12 +186,12 @@ impl Runner {
             let names: Vec<&str> = self.config.apps.iter().map(|app| app.name.as_str()).collect();
             return Err(format!("no app is called {name:?}; there are: {}", names.join(", ")));
         };
-        let route = std::sync::Arc::clone(&self.snapshot().apps[app]);
+        let route = std::sync::Arc::clone(&self.snapshot().apps[&self.state.apps[app].spec.id]);
         let service = self.fixed[app].service;
         let client = affinity::client_of(&service, Addr::from(address));
         let slot_number = affinity::slot_of(&service, client);
         let slot = route.ring[slot_number as usize];
-        let key = BindingKey { client, app: app as u32, reserved: 0 };
+        let key = BindingKey { client, app: service.app, reserved: 0 };
         let binding = self.bindings.get(&key);
         let by_cookie = self.config.apps[app].affinity == Affinity::Cookie;
         let promotion = self.bindings.promotion(&key).filter(|_| route.affinity == Affinity::Auto);

@@ -1,7 +1,8 @@
 //! The one task that owns the state: turns what happens into events, and effects into what is done.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,12 +11,13 @@ use lb_common::abi::{BackendId, PROTO_TCP, PROTO_UDP, SERVICE_SOCKETS, SERVICE_S
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::doors::Doors;
 use super::fixed::{self, Fixed};
 use super::launch::{Launcher, Message, Running};
 use super::persist::Saved;
-use super::remotes::Remote;
+use super::remotes::{self, Remote};
 use super::snapshot::snapshot;
-use super::state::{AppSpec, State};
+use super::state::{AppSpec, Kind, State};
 use super::{Effect, Event, Severity, step};
 use crate::admin::report::KernelPathStatus;
 use crate::admin::server::Request;
@@ -24,13 +26,15 @@ use crate::datapath::{Changes, Datapath};
 use crate::proxy::{CookieKeys, Proxy};
 use crate::routing::{Bindings, Notice, Snapshot};
 
-/// Between looks at draining workers' connections.
+/// Between looks at workers' connections.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
 /// Between scans for slots whose transition, and clients whose promotion, has ended, and for programs of others.
 const SETTLE: Duration = Duration::from_secs(10);
 
 /// What the runner is given: opened, bound and locked before it starts.
 pub struct Parts {
+    /// Where the configuration was read from.
+    pub file: Option<PathBuf>,
     pub config: Config,
     pub keys: CookieKeys,
     pub kernel: Kernel,
@@ -39,6 +43,8 @@ pub struct Parts {
     pub notices: mpsc::Receiver<Notice>,
     pub requests: mpsc::Receiver<Request>,
     pub proxy: Proxy,
+    /// One for each listen address.
+    pub listeners: Vec<(SocketAddr, TcpListener)>,
 }
 
 /// The kernel path, or why there is none.
@@ -57,6 +63,9 @@ impl Kernel {
 }
 
 pub struct Runner {
+    pub(super) file: Option<PathBuf>,
+    pub(super) keys: CookieKeys,
+    /// Its apps stand in the order of the state's, removed ones among them while they have workers.
     pub(super) config: Config,
     pub(super) state: State,
     pub(super) fixed: Vec<Fixed>,
@@ -66,12 +75,17 @@ pub struct Runner {
     pub(super) running: HashMap<BackendId, Running>,
     pub(super) remotes: HashMap<BackendId, Remote>,
     pub(super) proxy: Proxy,
+    pub(super) doors: Doors,
+    /// Connections of the kernel path, and on both paths, as last looked at.
+    pub(super) by_kernel: HashMap<BackendId, u64>,
+    pub(super) loads: Vec<(BackendId, u64)>,
     pub(super) started: Instant,
     pub(super) launcher: Launcher,
     messages: mpsc::Receiver<Message>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     notices: mpsc::Receiver<Notice>,
     requests: mpsc::Receiver<Request>,
+    pub(super) restart_files: super::reload::RestartFiles,
     /// By app: whether the HTTP path may hold connections of a service that is otherwise remote backends' alone.
     pub(super) sockets: Vec<bool>,
     /// By app: whether it did not when last looked at.
@@ -87,16 +101,20 @@ impl Runner {
     /// # Errors
     /// When the configuration asks for more than homing can hold, or the kernel refuses an entry.
     pub fn start(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { config, keys, kernel, bindings, snapshots, notices, requests, proxy } = parts;
-        let specs: Vec<AppSpec> = config.apps.iter().map(fixed::spec).collect();
+        let Parts { file, config, keys, kernel, bindings, snapshots, notices, requests, proxy, listeners } = parts;
+        let saved = Saved::read(&config.homing.state_dir);
+        let ids = super::reload::number(&config.apps, &saved.numbers());
         let has_kernel = matches!(kernel, Kernel::On(_));
-        let fixed = config.apps.iter().enumerate();
-        let fixed = fixed.map(|(number, app)| fixed::fix(number, app, &keys, has_kernel)).collect();
+        let numbered = || ids.iter().zip(&config.apps);
+        let specs: Vec<AppSpec> = numbered().map(|(&id, app)| fixed::spec(id, app)).collect();
+        let fixed = numbered().map(|(&id, app)| fixed::fix(id, app, &keys, has_kernel)).collect();
         let (launcher, messages) = Launcher::new(&config.homing, has_kernel);
         let kernel_status = super::report::kernel_status(&kernel);
         let sockets = vec![true; config.apps.len()];
         let mut runner = Self {
-            state: State::new(specs)?,
+            state: State::new(specs, config.homing.starts_at_once as usize)?,
+            file,
+            keys,
             config,
             fixed,
             kernel,
@@ -104,13 +122,17 @@ impl Runner {
             bindings,
             running: HashMap::new(),
             remotes: HashMap::new(),
+            doors: Doors::new(proxy.clone()),
             proxy,
+            by_kernel: HashMap::new(),
+            loads: Vec::new(),
             started: Instant::now(),
             launcher,
             messages,
             snapshots,
             notices,
             requests,
+            restart_files: HashMap::new(),
             calm: vec![false; sockets.len()],
             sockets,
             adopting: true,
@@ -118,11 +140,12 @@ impl Runner {
         };
         runner.publish_protection()?;
         runner.publish_services()?;
-        runner.adopt();
+        runner.adopt(&saved);
         runner.adopting = false;
         // Also where nothing is started: requests for an app without workers are held, not unknown.
         runner.publish_snapshot();
         runner.happen(Event::Boot);
+        runner.open_doors(listeners)?;
         Ok(runner)
     }
 
@@ -142,6 +165,7 @@ impl Runner {
                 None
             }
         };
+        let mut hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
         while !self.exiting {
             let due = self.state.next_deadline().map(|at| self.started + at);
             tokio::select! {
@@ -150,8 +174,9 @@ impl Runner {
                 Some(request) = self.requests.recv() => self.answer(request),
                 () = sleep_until(due) => self.happen(Event::Tick),
                 _ = housekeeping.tick() => {
-                    self.look_at_draining();
+                    self.look_at_loads();
                     self.look_at_sockets();
+                    self.look_at_restart_files();
                 }
                 _ = settling.tick() => {
                     self.look_at_transitions();
@@ -161,8 +186,10 @@ impl Runner {
                 () = changed(changes.as_ref()) => self.look_at_interfaces(),
                 Some(()) = terminate.recv() => self.stop(false),
                 Some(()) = interrupt.recv() => self.stop(false),
+                Some(()) = hangup.recv() => self.hang_up(),
             }
         }
+        self.doors.end().await;
         Saved::remove(&self.config.homing.state_dir);
         if let Kernel::On(datapath) = self.kernel {
             datapath.close()?;
@@ -171,7 +198,7 @@ impl Runner {
     }
 
     /// The first time drains, the second ends.
-    fn stop(&mut self, now: bool) {
+    pub(super) fn stop(&mut self, now: bool) {
         let now = now || self.state.stopping;
         tracing::info!(
             "{}",
@@ -193,48 +220,20 @@ impl Runner {
                 self.happen(Event::Exited { backend, how });
             }
             Message::Answers { backend } => self.happen(Event::Answers { backend }),
+            Message::Unresponsive { backend, reason } => self.happen(Event::Unresponsive { backend, reason }),
             Message::FellSilent { backend, reason } => self.happen(Event::FellSilent { backend, reason }),
         }
     }
 
     fn notice(&mut self, notice: Notice) {
         match notice {
-            Notice::Demand { app } => self.happen(Event::Demand { app: app as usize }),
+            Notice::Demand { app } => {
+                if let Some(app) = self.place(app) {
+                    self.happen(Event::Demand { app });
+                }
+            }
             // Its exit, if that is why, arrives by itself.
             Notice::Unreachable { backend } => tracing::debug!(?backend, "a worker refused a connection"),
-        }
-    }
-
-    fn answer(&mut self, request: Request) {
-        match request {
-            Request::Status(answer) => drop(answer.send(self.status())),
-            Request::Trace { app, address, answer } => drop(answer.send(self.trace(&app, address))),
-            Request::Stop { now } => self.stop(now),
-            Request::Drain { worker, undo, answer } => {
-                let outcome = self.place_of(&worker).map(|(app, number)| {
-                    let event = if undo { Event::Undrain { app, number } } else { Event::Drain { app, number } };
-                    self.happen(event);
-                });
-                drop(answer.send(outcome));
-            }
-        }
-    }
-
-    /// What `APP` or `APP/N` names.
-    fn place_of(&self, name: &str) -> Result<(usize, Option<u32>), String> {
-        let (app_name, number) = name.split_once('/').map_or((name, None), |(app, number)| (app, Some(number)));
-        let Some(app) = self.config.apps.iter().position(|app| app.name == app_name) else {
-            let names: Vec<&str> = self.config.apps.iter().map(|app| app.name.as_str()).collect();
-            return Err(format!("no app is called {app_name:?}; there are: {}", names.join(", ")));
-        };
-        let count = self.state.apps[app].workers.len();
-        match number.map(|text| (text, text.parse::<u32>())) {
-            None => Ok((app, None)),
-            Some((_, Ok(number))) if (number as usize) < count => Ok((app, Some(number))),
-            Some((text, _)) => Err(format!(
-                "{app_name} has no worker {text:?}; there are {app_name}/0 to {app_name}/{}",
-                count.max(1) - 1
-            )),
         }
     }
 
@@ -258,8 +257,9 @@ impl Runner {
         }
     }
 
-    fn publish_snapshot(&self) {
-        let next = snapshot(&self.state, &self.config.apps, &self.fixed, &self.running, &self.remotes);
+    pub(super) fn publish_snapshot(&self) {
+        let Self { state, config, fixed, running, remotes, by_kernel, .. } = self;
+        let next = snapshot(state, &config.apps, fixed, running, remotes, by_kernel);
         self.snapshots.send_replace(Arc::new(next));
     }
 
@@ -278,17 +278,22 @@ impl Runner {
                 }
             }
             Effect::Watch { app, number, backend } => {
-                let App { backends, health, workers, .. } = &self.config.apps[app];
-                let remote = &backends[(number - workers.max) as usize];
+                let App { backends, health, .. } = &self.config.apps[app];
+                let Kind::Remote(wanted) = &self.state.apps[app].worker(number)?.kind else { return None };
+                let remote = backends.iter().find(|backend| remotes::member(backend).name == wanted.name)?;
                 let remote = Remote::watch(remote, health.clone(), backend, self.launcher.messages());
                 self.remotes.insert(backend, remote);
             }
+            Effect::Unwatch { backend } => drop(self.remotes.remove(&backend)),
             Effect::Enlist { backend } if self.remotes.contains_key(&backend) => {
                 let entry = self.remotes.get(&backend)?.backend(backend);
                 self.table("enlist a backend", |datapath| datapath.enlist_remote(entry));
             }
             Effect::Enlist { backend } => {
                 let running = self.running.get_mut(&backend)?;
+                if running.listeners.is_empty() && self.launcher.finds_listeners() {
+                    running.find_listeners();
+                }
                 // Dropped here: a duplicate that stayed open would outlive the worker.
                 let listeners = std::mem::take(&mut running.listeners);
                 running.families = listeners.iter().fold((false, false), |(v4, v6), l| (v4 | l.v4, v6 | l.v6));
@@ -300,8 +305,8 @@ impl Runner {
                 if !self.sockets[app] && self.state.apps[app].ring.iter().any(|slot| slot.current.is_none()) {
                     self.look_at_sockets();
                 }
-                let ring = Arc::clone(&self.state.apps[app].ring);
-                self.table("publish a ring", |datapath| datapath.publish_ring(app as u32, &ring));
+                let (id, ring) = (self.state.apps[app].spec.id, Arc::clone(&self.state.apps[app].ring));
+                self.table("publish a ring", |datapath| datapath.publish_ring(id, &ring));
             }
             Effect::Signal { backend, signal } => {
                 if let Some(running) = self.running.get(&backend) {
@@ -312,10 +317,12 @@ impl Runner {
                 let app = &self.config.apps[app].name;
                 let output = self.launcher.log_file(app, number);
                 match severity {
+                    Severity::Info => tracing::info!(%app, worker = number, "{text}"),
                     Severity::Warning => tracing::warn!(%app, worker = number, output = %output.display(), "{text}"),
                     Severity::Error => tracing::error!(%app, worker = number, output = %output.display(), "{text}"),
                 }
             }
+            Effect::Forget { app } => self.forget(app),
             Effect::Exit => self.exiting = true,
         }
         None
@@ -333,10 +340,14 @@ impl Runner {
     }
 
     /// Before the services, which refer to it.
-    fn publish_protection(&mut self) -> anyhow::Result<()> {
+    pub(super) fn publish_protection(&mut self) -> anyhow::Result<()> {
         let Some(datapath) = self.kernel.datapath() else { return Ok(()) };
-        let (lists, limits): (Vec<_>, Vec<_>) =
-            self.config.apps.iter().enumerate().map(|(number, app)| fixed::protection(number, app)).unzip();
+        let numbered = self.state.apps.iter().map(|app| app.spec.id).zip(&self.config.apps);
+        let protection = numbered.map(|(id, app)| {
+            let (lists, limits) = fixed::protection(id, app);
+            (lists, (id, limits))
+        });
+        let (lists, limits): (Vec<_>, Vec<_>) = protection.unzip();
         datapath.publish_lists(&lists.concat())?;
         datapath.publish_limits(&limits)?;
         Ok(())
@@ -372,11 +383,16 @@ impl Runner {
         Arc::clone(&self.snapshots.borrow())
     }
 
-    /// Connections that keep a worker busy, on both paths.
-    pub(super) fn connections(&mut self, backend: BackendId) -> u64 {
+    /// Connections that keep a worker busy: on the kernel path, and on both.
+    pub(super) fn connections(&mut self, backend: BackendId) -> (u64, u64) {
         let http = self.running.get(&backend).map_or(0, |running| running.load.open.load(Ordering::Relaxed));
         let kernel = self.kernel.datapath().map_or(0, |datapath| datapath.live(backend).connections);
-        kernel + u64::from(http)
+        (kernel, kernel + u64::from(http))
+    }
+
+    /// Where the app with this number stands.
+    pub(super) fn place(&self, id: u32) -> Option<usize> {
+        self.state.apps.iter().position(|app| app.spec.id == id)
     }
 }
 

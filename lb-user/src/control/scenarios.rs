@@ -1,15 +1,35 @@
 //! Scenarios as lists of events: what an operator expects of each, read as a sentence.
 
+mod changes;
+mod scheduling;
+mod simulation;
+
 use std::time::Duration;
 
 use lb_common::abi::BackendId;
 use proptest::prelude::*;
 
-use super::state::{AppSpec, Phase, State};
+use super::state::{AppSpec, Phase, Remote, State};
 use super::{Effect, Event, Moment, Severity, Signal, step};
 
 const START: Duration = Duration::from_secs(60);
 const DRAIN: Duration = Duration::from_secs(600);
+
+fn spec(id: u32, min: u32, max: u32) -> AppSpec {
+    AppSpec {
+        id,
+        name: format!("app{id}"),
+        min,
+        max,
+        max_connections: 50,
+        load_factor: 0.05,
+        start: START,
+        idle: None,
+        drain: DRAIN,
+        ring_len: 509,
+        remotes: Vec::new(),
+    }
+}
 
 /// A control plane under test, with its clock and all effects so far.
 struct Control {
@@ -20,9 +40,7 @@ struct Control {
 
 impl Control {
     fn new(min: u32, max: u32) -> Self {
-        let spec =
-            AppSpec { name: "app".into(), min, max, start: START, drain: DRAIN, ring_len: 509, remotes: Vec::new() };
-        let state = State::new(vec![spec]).expect("few workers");
+        let state = State::new(vec![spec(0, min, max)], 1_000).expect("few workers");
         Self { state, now: Moment::ZERO, effects: Vec::new() }
     }
 
@@ -54,6 +72,10 @@ impl Control {
         self.event(Event::Tick)
     }
 
+    fn load(&mut self, connections: &[(BackendId, u64)]) -> Vec<Effect> {
+        self.event(Event::Load { connections: connections.to_vec() })
+    }
+
     fn spawned(&self) -> Vec<BackendId> {
         let spawn = |effect: &Effect| match effect {
             Effect::Spawn { backend, .. } => Some(*backend),
@@ -66,12 +88,12 @@ impl Control {
         self.event(Event::Exited { backend, how: "exited with status 1".into() })
     }
 
-    fn phase(&self, number: usize) -> &Phase {
-        &self.state.apps[0].workers[number].phase
+    fn phase(&self, number: u32) -> &Phase {
+        &self.state.apps[0].worker(number).expect("a worker").phase
     }
 
-    fn backend(&self, number: usize) -> BackendId {
-        self.state.apps[0].workers[number].backend
+    fn backend(&self, number: u32) -> BackendId {
+        self.state.apps[0].worker(number).expect("a worker").backend
     }
 
     fn slots_of(&self, backend: BackendId) -> usize {
@@ -142,7 +164,8 @@ fn late_events_of_a_dead_generation_change_nothing() {
     for event in [
         Event::Ready { backend: dead },
         Event::Exited { backend: dead, how: "again".into() },
-        Event::Idle { backend: dead },
+        Event::Load { connections: vec![(dead, 3)] },
+        Event::Unresponsive { backend: dead, reason: Some("late".into()) },
         Event::NotStarted { backend: dead, reason: "late".into() },
     ] {
         assert_eq!(control.event(event), []);
@@ -222,7 +245,7 @@ fn stop_drains_then_ends_each_worker_when_its_last_connection_is_gone_and_exits_
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::Signal { .. })), "sessions go on: {effects:?}");
     assert!(control.state.apps[0].ring.iter().all(|slot| slot.current.is_none()), "no new clients");
     let (a, b) = (control.backend(0), control.backend(1));
-    let effects = control.event(Event::Idle { backend: a });
+    let effects = control.load(&[(a, 0), (b, 1)]);
     assert!(effects.contains(&Effect::Signal { backend: a, signal: Signal::Terminate }));
     assert!(!control.crash(a).contains(&Effect::Exit));
     let effects = control.after(DRAIN);
@@ -242,7 +265,7 @@ fn stop_now_ends_everything_at_once_also_what_is_only_starting() {
 fn an_adopted_worker_keeps_its_id_and_only_the_missing_ones_are_started() {
     let mut control = Control::new(2, 2);
     let adopted = BackendId::new(1, 7);
-    control.event(Event::Adopted { app: 0, number: 1, backend: adopted });
+    control.event(Event::Adopted { app: 0, number: 1, backend: adopted, place: 0, current: true });
     control.event(Event::Boot);
     assert_eq!(control.backend(1), adopted);
     assert_eq!(control.spawned(), [BackendId::new(0, 1)]);
@@ -276,7 +299,7 @@ proptest! {
     #[test]
     fn invariants_hold_through_random_events(
         min in 0_u32..3,
-        script in prop::collection::vec((0_u8..8, 0_usize..4, 0_u64..40_000), 1..120),
+        script in prop::collection::vec((0_u8..8, 0_u32..4, 0_u64..40_000), 1..120),
     ) {
         let mut control = Control::booted(min, 4);
         for (what, worker, wait_ms) in script {
@@ -287,7 +310,7 @@ proptest! {
                 2 => Event::Exited { backend, how: "exited".into() },
                 3 => Event::NotStarted { backend, reason: "no".into() },
                 4 => Event::Demand { app: 0 },
-                5 => Event::Idle { backend },
+                5 => Event::Load { connections: vec![(backend, wait_ms % 7)] },
                 6 => Event::Settled { app: 0, held: vec![] },
                 _ => Event::Tick,
             });

@@ -18,25 +18,33 @@ pub(super) fn snapshot(
     fixed: &[Fixed],
     running: &HashMap<BackendId, Running>,
     remotes: &HashMap<BackendId, Remote>,
+    by_kernel: &HashMap<BackendId, u64>,
 ) -> Snapshot {
-    let routes = (0..).zip(&state.apps).zip(apps.iter().zip(fixed)).map(|((number, app), (config, fixed))| {
-        Arc::new(AppRoute {
+    let routes = state.apps.iter().zip(apps.iter().zip(fixed)).map(|(app, (config, fixed))| {
+        let route = AppRoute {
             name: Arc::clone(&fixed.name),
-            app: number,
+            app: app.spec.id,
             affinity: config.affinity_in_force(),
             cookie: Arc::clone(&fixed.cookie),
             protect: fixed.protect.clone(),
             hold: config.timeouts.start,
             service: fixed.service,
             ring: Arc::clone(&app.ring),
-            workers: workers(app, running, remotes),
+            workers: workers(app, running, remotes, by_kernel),
+            may_grow: !state.stopping && app.may_grow(),
             failed: failed(state, app),
-        })
+        };
+        (app.spec.id, Arc::new(route))
     });
     Snapshot { apps: routes.collect() }
 }
 
-fn workers(app: &App, running: &HashMap<BackendId, Running>, remotes: &HashMap<BackendId, Remote>) -> Vec<WorkerRoute> {
+fn workers(
+    app: &App,
+    running: &HashMap<BackendId, Running>,
+    remotes: &HashMap<BackendId, Remote>,
+    by_kernel: &HashMap<BackendId, u64>,
+) -> Vec<WorkerRoute> {
     let reach = |backend: BackendId| {
         let process = running.get(&backend).map(|process| (process.incarnation, process.address, &process.load));
         process.or_else(|| remotes.get(&backend).map(|remote| (remote.incarnation, remote.address, &remote.load)))
@@ -51,6 +59,7 @@ fn workers(app: &App, running: &HashMap<BackendId, Running>, remotes: &HashMap<B
                 backend: worker.backend,
                 incarnation,
                 draining: worker.phase != super::Phase::Ready,
+                room: room(app, worker, by_kernel.get(&worker.backend).copied().unwrap_or(0)),
                 address,
                 load: Arc::clone(load),
             })
@@ -58,6 +67,21 @@ fn workers(app: &App, running: &HashMap<BackendId, Running>, remotes: &HashMap<B
         .collect()
 }
 
+/// What a worker may have in flight on the HTTP path, beside its connections on the kernel path.
+fn room(app: &App, worker: &super::Worker, by_kernel: u64) -> u32 {
+    if !worker.is_process() {
+        return u32::MAX;
+    }
+    let by_kernel = u32::try_from(by_kernel).unwrap_or(u32::MAX);
+    if worker.full { 0 } else { app.spec.max_connections.saturating_sub(by_kernel) }
+}
+
 fn failed(state: &State, app: &App) -> Option<Arc<str>> {
-    if state.stopping { Some("homing is stopping".into()) } else { app.failure().map(Into::into) }
+    if app.removed {
+        Some("the app left the configuration".into())
+    } else if state.stopping {
+        Some("homing is stopping".into())
+    } else {
+        app.failure().map(Into::into)
+    }
 }

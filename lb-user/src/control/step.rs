@@ -1,12 +1,13 @@
-//! `step`: one event in, the next state and what to do about it out.
+//! `step`: one event in, the next state and what to do about it out. The life of a worker is here; who is started and
+//! ended when is `schedule`'s, what operators ask for `change`'s.
 
 use std::time::Duration;
 
 use lb_common::abi::{BackendId, Slot};
 use lb_common::maglev;
 
-use super::state::{After, App, Phase, State, Worker};
-use super::{Effect, Event, Moment, Severity, Signal};
+use super::state::{After, App, AppSpec, Phase, State, Worker};
+use super::{Effect, Event, Moment, Severity, Signal, change, schedule};
 
 /// A worker that was ready for this long counts as steady: its next crash is its first.
 const STEADY: Duration = Duration::from_secs(30);
@@ -14,58 +15,80 @@ const STEADY: Duration = Duration::from_secs(30);
 const CRASHES_MAX: u32 = 5;
 /// Wait before the first restart; doubled with every further crash.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
-/// A worker that was given up is tried again for a request, this long after.
+/// A worker that was given up is tried again for a request, this long after …
 const FAILED_RETRY: Duration = Duration::from_secs(30);
+/// … and by itself this long after that: others may serve all requests.
+pub(super) const FAILED_AGAIN: Duration = Duration::from_secs(270);
 /// Between the polite signal and the other.
 const TERMINATE_GRACE: Duration = Duration::from_secs(5);
+/// From the moment when a worker can be chosen no more to the last look at its connections: longer than a handshake that
+/// was under way, and than the time between two looks.
+const LEAVING: Duration = Duration::from_secs(1);
 
 /// Decides. Events about processes that are gone change nothing.
 pub fn step(mut state: State, event: Event, now: Moment) -> (State, Vec<Effect>) {
     let mut effects = Vec::new();
+    let out = &mut effects;
     match event {
-        Event::Adopted { app, number, backend } => {
-            state.backends.seen(backend);
-            state.take_index(app, number, backend.index());
-            let worker = &mut state.apps[app].workers[number as usize];
-            worker.backend = backend;
-            worker.enter(Phase::Ready, now);
-            if !worker.is_process() {
-                effects.push(Effect::Watch { app, number, backend });
+        Event::Adopted { app, number, backend, place, current } => {
+            adopted(&mut state, app, number, backend, now, out);
+            let it = &mut state.apps[app];
+            if !current {
+                it.restarting = Some(1);
             }
-            effects.push(Effect::Enlist { backend });
+            let revision = if current { it.revision } else { it.revision.wrapping_sub(1) };
+            let worker = it.process(number);
+            worker.revision = revision;
+            if place != 0 {
+                worker.place = place;
+            }
         }
         Event::Boot => {
             for app in 0..state.apps.len() {
-                watch_remotes(&mut state, app, now, &mut effects);
-                publish_ring(&mut state.apps[app], app, now, &mut effects);
-                start_missing(&mut state, app, now, &mut effects);
+                change::watch_remotes(&mut state, app, now, out);
+                publish_ring(&mut state.apps[app], app, now, out);
+                let AppSpec { min, max, .. } = state.apps[app].spec;
+                change::scale(&mut state, app, min, max, now, out);
+                schedule::replace(&mut state, app, now, out);
             }
         }
         Event::Ready { backend } => {
             if let Some((app, worker)) = find(&mut state, backend)
                 && matches!(worker.phase, Phase::Starting { .. })
             {
+                let (number, replaced) = (worker.number, worker.replaces.take());
+                worker.used = now;
                 worker.enter(Phase::Ready, now);
-                effects.push(Effect::Enlist { backend });
-                publish_ring(&mut state.apps[app], app, now, &mut effects);
+                if let Some(old) = replaced {
+                    change::drain_replaced(&mut state.apps[app], old, now);
+                }
+                let it = &mut state.apps[app];
+                if replaced.is_some() && it.serving() > it.spec.max {
+                    // Its predecessor was taken away meanwhile, and nobody misses that one.
+                    it.process(number).end(After::Stop, now, out);
+                } else {
+                    out.push(Effect::Enlist { backend });
+                }
+                publish_ring(&mut state.apps[app], app, now, out);
+                schedule::replace(&mut state, app, now, out);
             }
         }
         Event::NotStarted { backend, reason } => {
             if let Some((app, worker)) = find(&mut state, backend)
                 && matches!(worker.phase, Phase::Starting { .. })
             {
-                ended(&mut state, app, backend, reason, now, &mut effects);
+                ended(&mut state, app, backend, reason, now, out);
             }
         }
         Event::Answers { backend } => {
             if let Some((app, worker)) = known(&mut state, backend)
                 && matches!(worker.phase, Phase::Silent { .. })
             {
-                let drain = Phase::Draining { deadline: Moment::MAX };
+                let drain = Phase::Draining { deadline: Moment::MAX, idle: false };
                 let phase = if worker.drained { drain } else { Phase::Ready };
                 worker.enter(phase, now);
-                effects.push(Effect::Enlist { backend });
-                publish_ring(&mut state.apps[app], app, now, &mut effects);
+                out.push(Effect::Enlist { backend });
+                publish_ring(&mut state.apps[app], app, now, out);
             }
         }
         Event::FellSilent { backend, reason } => {
@@ -75,54 +98,59 @@ pub fn step(mut state: State, event: Event, now: Moment) -> (State, Vec<Effect>)
                 let was_up = worker.is_up();
                 let is_news = worker.reason() != Some(&reason);
                 let number = worker.number;
-                worker.enter(Phase::Silent { reason: Some(reason.clone()) }, now);
                 if is_news {
-                    effects.push(Effect::Say { severity: Severity::Warning, app, number, text: reason });
+                    worker.enter(Phase::Silent { reason: Some(reason.clone()) }, now);
+                    out.push(Effect::Say { severity: Severity::Warning, app, number, text: reason });
                 }
                 if was_up {
-                    effects.push(Effect::Retire { backend });
-                    publish_ring(&mut state.apps[app], app, now, &mut effects);
+                    out.push(Effect::Retire { backend });
+                    publish_ring(&mut state.apps[app], app, now, out);
                 }
             }
         }
-        Event::Drain { app, number } => drain(&mut state, app, number, now, &mut effects),
-        Event::Undrain { app, number } => undrain(&mut state, app, number, now, &mut effects),
+        Event::Unresponsive { backend, reason } => unresponsive(&mut state, backend, reason, now, out),
+        Event::Drain { app, number } => change::drain(&mut state, app, number, now, out),
+        Event::Undrain { app, number } => change::undrain(&mut state, app, number, now, out),
+        Event::Scale { app, min, max } => change::scale(&mut state, app, min, max, now, out),
+        Event::Restart { app, at_once } => change::restart(&mut state, app, at_once, now, out),
+        Event::Configure { specs, restart } => change::configure(&mut state, specs, &restart, now, out),
         Event::Exited { backend, how } => {
             if let Some((app, _)) = find(&mut state, backend) {
-                effects.push(Effect::Retire { backend });
-                ended(&mut state, app, backend, how, now, &mut effects);
-                publish_ring(&mut state.apps[app], app, now, &mut effects);
+                out.push(Effect::Retire { backend });
+                ended(&mut state, app, backend, how, now, out);
+                publish_ring(&mut state.apps[app], app, now, out);
+                schedule::fill(&mut state, app, now, out);
+                schedule::replace(&mut state, app, now, out);
             }
         }
-        Event::Demand { app } => demand(&mut state, app, now, &mut effects),
-        Event::Idle { backend } => {
-            if let Some((_, worker)) = find(&mut state, backend)
-                && worker.is_process()
-                && matches!(worker.phase, Phase::Draining { .. })
-            {
-                worker.end(After::Stop, now, &mut effects);
-            }
-        }
-        Event::Settled { app, held } => settle(&mut state.apps[app], app, &held, &mut effects),
-        Event::Stop { now: at_once } => stop(&mut state, at_once, now, &mut effects),
+        Event::Demand { app } => schedule::demand(&mut state, app, now, out),
+        Event::Load { connections } => schedule::load(&mut state, &connections, now, out),
+        Event::Settled { app, held } => settle(&mut state.apps[app], app, &held, out),
+        Event::Stop { now: at_once } => change::stop(&mut state, at_once, now, out),
         Event::Tick => {
             for app in 0..state.apps.len() {
-                due(&mut state, app, now, &mut effects);
+                due(&mut state, app, now, out);
             }
         }
     }
+    schedule::start_queued(&mut state, now, out);
+    schedule::forget(&mut state, out);
     if state.stopping && !state.apps.iter().flat_map(|app| &app.workers).any(Worker::is_up) {
         effects.push(Effect::Exit);
     }
     (state, effects)
 }
 
-fn find(state: &mut State, backend: BackendId) -> Option<(usize, &mut Worker)> {
+pub(super) fn find(state: &mut State, backend: BackendId) -> Option<(usize, &mut Worker)> {
     state
         .apps
         .iter_mut()
         .enumerate()
         .find_map(|(number, app)| Some((number, app.workers.iter_mut().find(|w| w.backend == backend && w.is_up())?)))
+}
+
+fn find_in(app: &App, backend: BackendId) -> Option<&Worker> {
+    app.workers.iter().find(|worker| worker.backend == backend && worker.is_up())
 }
 
 /// The worker with this id, up or not.
@@ -134,65 +162,73 @@ fn known(state: &mut State, backend: BackendId) -> Option<(usize, &mut Worker)> 
         .find_map(|(number, app)| Some((number, app.workers.iter_mut().find(|worker| worker.backend == backend)?)))
 }
 
-/// Remote hosts of no earlier run get their id, and are asked whether they answer.
-fn watch_remotes(state: &mut State, app: usize, now: Moment, effects: &mut Vec<Effect>) {
-    for number in 0..state.apps[app].workers.len() {
-        let worker = &mut state.apps[app].workers[number];
-        if worker.is_process() || !worker.backend.is_none() {
-            continue;
-        }
-        worker.backend = state.backends.next(worker.index);
-        worker.enter(Phase::Silent { reason: None }, now);
-        effects.push(Effect::Watch { app, number: number as u32, backend: worker.backend });
+fn adopted(state: &mut State, app: usize, number: u32, backend: BackendId, now: Moment, effects: &mut Vec<Effect>) {
+    state.backends.adopt(backend);
+    let worker = state.apps[app].process(number);
+    worker.backend = backend;
+    worker.used = now;
+    worker.enter(Phase::Ready, now);
+    if !worker.is_process() {
+        effects.push(Effect::Watch { app, number, backend });
     }
+    effects.push(Effect::Enlist { backend });
 }
 
-fn drain(state: &mut State, app: usize, number: Option<u32>, now: Moment, effects: &mut Vec<Effect>) {
-    let deadline = now + state.apps[app].spec.drain;
-    for worker in state.apps[app].workers.iter_mut().filter(|worker| number.is_none_or(|n| worker.number == n)) {
-        worker.drained = true;
-        match (&worker.phase, worker.is_process()) {
-            (Phase::Ready, true) => worker.enter(Phase::Draining { deadline }, now),
-            // Nobody here sees when the last of a remote host's clients leaves, and its end is not homing's.
-            (Phase::Ready, false) => worker.enter(Phase::Draining { deadline: Moment::MAX }, now),
-            (Phase::Starting { .. }, _) => worker.end(After::Stop, now, effects),
-            (Phase::Backoff { .. } | Phase::Failed { .. }, _) => worker.enter(Phase::Stopped, now),
-            _ => {}
-        }
+fn unresponsive(state: &mut State, backend: BackendId, reason: Option<String>, now: Moment, effects: &mut Vec<Effect>) {
+    let Some((app, worker)) = find(state, backend) else { return };
+    if worker.phase != Phase::Ready || worker.unresponsive.is_some() == reason.is_some() {
+        worker.unresponsive = reason;
+        return;
     }
+    let (severity, text) = match &reason {
+        Some(reason) => (Severity::Warning, format!("takes no new clients: {reason}")),
+        None => (Severity::Info, "responds again".to_owned()),
+    };
+    effects.push(Effect::Say { severity, app, number: worker.number, text });
+    worker.unresponsive = reason;
     publish_ring(&mut state.apps[app], app, now, effects);
-}
-
-fn undrain(state: &mut State, app: usize, number: Option<u32>, now: Moment, effects: &mut Vec<Effect>) {
-    for worker in state.apps[app].workers.iter_mut().filter(|worker| number.is_none_or(|n| worker.number == n)) {
-        worker.drained = false;
-        if matches!(worker.phase, Phase::Draining { .. }) {
-            worker.enter(Phase::Ready, now);
-        }
-    }
-    publish_ring(&mut state.apps[app], app, now, effects);
-    start_missing(state, app, now, effects);
 }
 
 /// A process is gone, asked for or not.
 fn ended(state: &mut State, app: usize, backend: BackendId, how: String, now: Moment, effects: &mut Vec<Effect>) {
-    let stopping = state.stopping;
+    let is_over = state.stopping || state.apps[app].removed;
+    state.backends.release(backend);
+    let it = &mut state.apps[app];
+    let leaves_room = find_in(it, backend).is_some_and(|worker| worker.counts() && !worker.drained);
+    let mut spare = it.spec.max.saturating_sub(it.serving()) + u32::from(leaves_room);
+    let mut is_replaced = false;
+    for successor in it.workers.iter_mut().filter(|other| other.replaces == Some(backend)) {
+        // From now on it stands for itself, where there is a place.
+        (successor.replaces, is_replaced) = (None, true);
+        if spare == 0 {
+            successor.give_up(now, effects);
+        }
+        spare = spare.saturating_sub(1);
+    }
     let Some((_, worker)) = find(state, backend) else { return };
+    let number = worker.number;
     let was_steady = matches!(worker.phase, Phase::Ready | Phase::Draining { .. }) && now - worker.since >= STEADY;
+    worker.connections = 0;
+    worker.full = false;
+    worker.unresponsive = None;
+    let replaced = worker.replaces.take();
     let reason = match std::mem::replace(&mut worker.phase, Phase::Stopped) {
-        Phase::Ending { then: After::Stop, .. } | Phase::Draining { .. } => {
-            worker.enter(Phase::Stopped, now);
-            return;
+        Phase::Ending { then: After::Stop, .. } | Phase::Draining { .. } | Phase::Leaving { .. } => {
+            return worker.enter(Phase::Stopped, now);
         }
         Phase::Ending { then: After::Crash(reason), .. } => reason,
         _ => how,
     };
-    if stopping {
+    if is_over || is_replaced {
+        return worker.enter(Phase::Stopped, now);
+    }
+    if replaced.is_some() {
         worker.enter(Phase::Stopped, now);
-        return;
+        let text = format!("the restart is stopped, the old workers go on: the new one {reason}");
+        (state.apps[app].restarting, state.apps[app].restart_failed) = (None, Some(reason));
+        return effects.push(Effect::Say { severity: Severity::Error, app, number, text });
     }
     worker.crashes = if was_steady { 1 } else { worker.crashes + 1 };
-    let number = worker.number;
     if worker.crashes >= CRASHES_MAX {
         let text =
             format!("given up after {CRASHES_MAX} crashes in a row; a request tries again; the last one {reason}");
@@ -206,95 +242,43 @@ fn ended(state: &mut State, app: usize, backend: BackendId, how: String, now: Mo
     }
 }
 
-/// Somebody waits for a worker of this app.
-fn demand(state: &mut State, app: usize, now: Moment, effects: &mut Vec<Effect>) {
-    let coming = |worker: &Worker| worker.is_up() || matches!(worker.phase, Phase::Backoff { .. });
-    if state.stopping || state.apps[app].workers.iter().any(coming) {
-        return;
-    }
-    let candidate = state.apps[app].workers.iter_mut().find(|worker| match worker.phase {
-        Phase::Stopped => worker.is_process() && !worker.drained,
-        Phase::Failed { retry_at, .. } => now >= retry_at,
-        _ => false,
-    });
-    if let Some(number) = candidate.map(|worker| worker.number) {
-        spawn(state, app, number, now, effects);
-    }
-}
-
-fn start_missing(state: &mut State, app: usize, now: Moment, effects: &mut Vec<Effect>) {
-    if state.stopping {
-        return;
-    }
-    // A drained worker's place is not filled again: whoever drained it wanted fewer.
-    let counts = |worker: &&Worker| worker.is_process() && (worker.is_up() || worker.drained);
-    let running = state.apps[app].workers.iter().filter(counts).count();
-    let missing = (state.apps[app].spec.min as usize).saturating_sub(running);
-    let stopped: Vec<u32> = state.apps[app]
-        .workers
-        .iter()
-        .filter(|worker| worker.is_process() && worker.phase == Phase::Stopped && !worker.drained)
-        .map(|worker| worker.number)
-        .take(missing)
-        .collect();
-    for number in stopped {
-        spawn(state, app, number, now, effects);
-    }
-}
-
-fn spawn(state: &mut State, app: usize, number: u32, now: Moment, effects: &mut Vec<Effect>) {
-    let deadline = now + state.apps[app].spec.start;
-    let worker = &mut state.apps[app].workers[number as usize];
-    let is_restart = !worker.backend.is_none();
-    worker.backend = state.backends.next(worker.index);
-    worker.restarts += u32::from(is_restart);
-    worker.enter(Phase::Starting { deadline }, now);
-    effects.push(Effect::Spawn { app, number, backend: worker.backend });
-}
-
 /// What the clock alone brings about.
 fn due(state: &mut State, app: usize, now: Moment, effects: &mut Vec<Effect>) {
-    for number in 0..state.apps[app].workers.len() as u32 {
-        let start = state.apps[app].spec.start;
-        let worker = &mut state.apps[app].workers[number as usize];
-        match &worker.phase {
-            Phase::Starting { deadline } if now >= *deadline => {
+    let start = state.apps[app].spec.start;
+    for at in 0..state.apps[app].workers.len() {
+        let worker = &mut state.apps[app].workers[at];
+        let number = worker.number;
+        match worker.phase.clone() {
+            Phase::Starting { deadline } if now >= deadline => {
                 let reason =
                     format!("did not accept connections on its port within {} s of its start", start.as_secs());
                 worker.end(After::Crash(reason), now, effects);
             }
-            Phase::Draining { deadline } if now >= *deadline => worker.end(After::Stop, now, effects),
-            Phase::Ending { kill_at, then } if now >= *kill_at => {
-                effects.push(Effect::Signal { backend: worker.backend, signal: Signal::Kill });
-                worker.phase = Phase::Ending { kill_at: now + TERMINATE_GRACE, then: then.clone() };
+            Phase::Draining { deadline, .. } if now >= deadline => worker.end(After::Stop, now, effects),
+            Phase::Leaving { until, idle } if now >= until => {
+                if worker.connections == 0 {
+                    worker.end(After::Stop, now, effects);
+                } else {
+                    // Somebody was under way.
+                    let backend = worker.backend;
+                    effects.push(Effect::Enlist { backend });
+                    schedule::come_back(&mut state.apps[app], backend, idle, now);
+                    publish_ring(&mut state.apps[app], app, now, effects);
+                }
             }
-            Phase::Backoff { until, .. } if now >= *until => spawn(state, app, number, now, effects),
+            Phase::Ending { kill_at, then } if now >= kill_at => {
+                effects.push(Effect::Signal { backend: worker.backend, signal: Signal::Kill });
+                worker.phase = Phase::Ending { kill_at: now + TERMINATE_GRACE, then };
+            }
+            Phase::Backoff { until, .. } if now >= until => {
+                schedule::spawn(state, app, number, now, effects);
+            }
+            Phase::Failed { retry_at, .. } if now >= retry_at + FAILED_AGAIN => {
+                schedule::spawn(state, app, number, now, effects);
+            }
+            Phase::Ready => schedule::reap(&mut state.apps[app], app, number, now, effects),
             _ => {}
         }
-    }
-}
-
-fn stop(state: &mut State, at_once: bool, now: Moment, effects: &mut Vec<Effect>) {
-    state.stopping = true;
-    for (number, app) in state.apps.iter_mut().enumerate() {
-        for worker in &mut app.workers {
-            if !worker.is_process() {
-                // It goes on without homing; only the way to it ends.
-                if worker.is_up() {
-                    effects.push(Effect::Retire { backend: worker.backend });
-                }
-                worker.enter(Phase::Stopped, now);
-                continue;
-            }
-            match worker.phase {
-                Phase::Ready if !at_once => worker.enter(Phase::Draining { deadline: now + app.spec.drain }, now),
-                Phase::Ready | Phase::Starting { .. } => worker.end(After::Stop, now, effects),
-                Phase::Draining { .. } if at_once => worker.end(After::Stop, now, effects),
-                Phase::Backoff { .. } | Phase::Failed { .. } => worker.enter(Phase::Stopped, now),
-                Phase::Draining { .. } | Phase::Ending { .. } | Phase::Stopped | Phase::Silent { .. } => {}
-            }
-        }
-        publish_ring(app, number, now, effects);
     }
 }
 
@@ -314,7 +298,7 @@ fn settle(app: &mut App, number: usize, held: &[u32], effects: &mut Vec<Effect>)
     }
 }
 
-fn publish_ring(app: &mut App, number: usize, now: Moment, effects: &mut Vec<Effect>) {
+pub(super) fn publish_ring(app: &mut App, number: usize, now: Moment, effects: &mut Vec<Effect>) {
     let next = maglev::succeed(&app.ring, &app.owners());
     if *next != *app.ring {
         app.ring = next.into();
@@ -324,14 +308,27 @@ fn publish_ring(app: &mut App, number: usize, now: Moment, effects: &mut Vec<Eff
 }
 
 impl Worker {
-    fn enter(&mut self, phase: Phase, now: Moment) {
-        self.phase = phase;
-        self.since = now;
-    }
-
-    fn end(&mut self, then: After, now: Moment, effects: &mut Vec<Effect>) {
-        effects.push(Effect::Retire { backend: self.backend });
+    pub(super) fn end(&mut self, then: After, now: Moment, effects: &mut Vec<Effect>) {
+        if !matches!(self.phase, Phase::Leaving { .. }) {
+            effects.push(Effect::Retire { backend: self.backend });
+        }
         effects.push(Effect::Signal { backend: self.backend, signal: Signal::Terminate });
         self.enter(Phase::Ending { kill_at: now + TERMINATE_GRACE, then }, now);
+    }
+
+    /// What has not begun to serve is not wanted any more.
+    pub(super) fn give_up(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        match self.phase {
+            Phase::Starting { .. } => self.end(After::Stop, now, effects),
+            Phase::Queued | Phase::Backoff { .. } | Phase::Failed { .. } => self.enter(Phase::Stopped, now),
+            Phase::Ending { kill_at, .. } => self.phase = Phase::Ending { kill_at, then: After::Stop },
+            _ => {}
+        }
+    }
+
+    /// Its last connection is gone: nobody new, and then a last look.
+    pub(super) fn leave(&mut self, idle: bool, now: Moment, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Retire { backend: self.backend });
+        self.enter(Phase::Leaving { until: now + LEAVING, idle }, now);
     }
 }

@@ -3,17 +3,18 @@
 use lb_common::abi::{BackendId, Slot};
 
 use super::Event;
-use super::persist::{Saved, SavedRemote};
+use super::persist::{Saved, SavedRemote, SavedWorker};
+use super::remotes;
 use super::runner::Runner;
+use super::state::{Kind, Worker};
 
 impl Runner {
     /// Takes over the workers, rings and ids that an earlier run left.
-    pub(super) fn adopt(&mut self) {
-        let saved = Saved::read(&self.config.homing.state_dir);
+    pub(super) fn adopt(&mut self, saved: &Saved) {
         self.state.resume_after(saved.last_ids.iter().map(|&id| BackendId(id)));
-        for (number, app) in self.state.apps.iter_mut().enumerate() {
-            let same_app = saved.apps.get(number) == Some(&app.spec.name);
-            let ring = self.kernel.datapath().and_then(|datapath| datapath.ring(number as u32));
+        for app in &mut self.state.apps {
+            let same_app = saved.apps.get(app.spec.id as usize) == Some(&app.spec.name);
+            let ring = self.kernel.datapath().and_then(|datapath| datapath.ring(app.spec.id));
             match ring {
                 Some(ring) if same_app && ring.len() == app.ring.len() => app.ring = ring.into(),
                 // Its clients fall into other slots now: the bound ones are known by their bindings alone.
@@ -26,29 +27,33 @@ impl Runner {
         }
         let mut adopted = Vec::new();
         for worker in &saved.workers {
-            let app = self.config.apps.iter().position(|app| app.name == worker.app && app.command == worker.command);
-            let wanted = app.filter(|&app| worker.number < self.config.apps[app].workers.max);
+            let wanted = self.config.apps.iter().position(|app| app.name == worker.app && !app.command.is_empty());
             let backend = BackendId(worker.backend);
-            match self.launcher.adopt(worker, backend, wanted.is_some()) {
+            match self.launcher.adopt(worker, backend, wanted.map(|app| &self.config.apps[app])) {
                 Some(running) => {
                     tracing::info!(app = %worker.app, worker = worker.number, pid = worker.pid, "adopted a worker");
                     self.running.insert(backend, running);
                     adopted.push(backend);
                     let app = wanted.expect("only wanted workers are adopted");
-                    self.happen(Event::Adopted { app, number: worker.number, backend });
+                    let current = self.config.apps[app].command == worker.command;
+                    let &SavedWorker { number, place, .. } = worker;
+                    self.happen(Event::Adopted { app, number, backend, place, current });
                 }
                 None => tracing::info!(app = %worker.app, worker = worker.number, "a worker of the last run is gone"),
             }
         }
         for remote in &saved.remotes {
             let place = self.config.apps.iter().enumerate().find_map(|(app, config)| {
-                let at = config.backends.iter().position(|backend| backend.address == remote.address)?;
-                (config.name == remote.app).then_some((app, config.workers.max + at as u32))
+                let wanted = config.backends.iter().find(|backend| backend.address == remote.address)?;
+                let name = remotes::member(wanted).name;
+                let is_it = |worker: &&Worker| matches!(&worker.kind, Kind::Remote(remote) if remote.name == name);
+                let worker = self.state.apps[app].workers.iter().find(is_it)?;
+                (config.name == remote.app).then_some((app, worker.number))
             });
             if let Some((app, number)) = place {
                 let backend = BackendId(remote.backend);
                 adopted.push(backend);
-                self.happen(Event::Adopted { app, number, backend });
+                self.happen(Event::Adopted { app, number, backend, place: 0, current: true });
             }
         }
         self.table("forget the last run's workers", |datapath| datapath.retire_others(&adopted));
@@ -61,9 +66,7 @@ impl Runner {
             .iter()
             .zip(&self.config.apps)
             .flat_map(|(app, config)| app.workers.iter().map(move |worker| (worker, config)))
-            .filter_map(|(worker, config)| {
-                Some(self.running.get(&worker.backend)?.saved(config, worker.number, worker.backend))
-            })
+            .filter_map(|(worker, config)| Some(self.running.get(&worker.backend)?.saved(config, worker)))
             .collect();
         let remotes = self
             .state
@@ -75,7 +78,9 @@ impl Runner {
                 Some(SavedRemote { app: app.spec.name.clone(), address, backend: worker.backend.0 })
             })
             .collect();
-        let apps = self.config.apps.iter().map(|app| app.name.clone()).collect();
+        let numbered = self.state.apps.iter().map(|app| (app.spec.id as usize, &app.spec.name));
+        let mut apps = vec![String::new(); numbered.clone().map(|(id, _)| id + 1).max().unwrap_or(0)];
+        numbered.for_each(|(id, name)| apps[id].clone_from(name));
         let saved = Saved::new(&self.state.last_ids(), apps, workers, remotes);
         if let Err(error) = saved.write(&self.config.homing.state_dir) {
             tracing::error!(%error, "the state could not be saved; workers will not be adopted if homing ends now");

@@ -43,8 +43,8 @@ impl Datapath {
         stale.iter().try_for_each(|key| self.access.remove(key).in_map("ACCESS"))
     }
 
-    /// The rates of the apps, by number.
-    pub fn publish_limits(&mut self, limits: &[Limits]) -> Result<(), TableError> {
-        (0..).zip(limits).try_for_each(|(app, limits)| self.limits.set(app, Wire(*limits), 0).in_map("LIMITS"))
+    /// The rates of these apps, each by its number.
+    pub fn publish_limits(&mut self, limits: &[(u32, Limits)]) -> Result<(), TableError> {
+        limits.iter().try_for_each(|&(app, limits)| self.limits.set(app, Wire(limits), 0).in_map("LIMITS"))
     }
 }

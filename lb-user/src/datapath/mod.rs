@@ -209,6 +209,12 @@ impl Datapath {
         self.rings.set(app, &next, 0).in_map("RINGS")
     }
 
+    /// Frees the ring of an app that is no more.
+    pub fn forget_ring(&mut self, app: u32) -> Result<(), TableError> {
+        // An array of maps takes none out; nobody owns this one.
+        self.publish_ring(app, &[Slot::default()])
+    }
+
     /// The app's ring as the kernel has it; `None` without one.
     pub fn ring(&self, app: u32) -> Option<Vec<Slot>> {
         let ring = self.rings.get(&app, 0).ok()?;

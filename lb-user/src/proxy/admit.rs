@@ -110,6 +110,7 @@ impl Inner {
             return Ok(place);
         }
         self.check_failed(&route)?;
+        self.check_full(&route)?;
         let deadline = patience.deadline(route.hold);
         drop(route);
         let _held = Held::new(&self.holding, visitor.app)
@@ -118,12 +119,13 @@ impl Inner {
         let mut changes = self.routing.snapshots.clone();
         loop {
             // Looked at and marked as seen in one step, so that no change is slept through.
-            let route = changes.borrow_and_update().apps.get(visitor.app as usize).map(Arc::clone);
+            let route = changes.borrow_and_update().apps.get(&visitor.app).map(Arc::clone);
             let Some(route) = route else { return Err(Refusal::NoWorker { hold: Duration::ZERO }) };
             if let Some(place) = self.place(&route, visitor, cookies, shunned) {
                 return Ok(place);
             }
             self.check_failed(&route)?;
+            self.check_full(&route)?;
             self.notify(Notice::Demand { app: visitor.app });
             let hold = route.hold;
             drop(route);
@@ -138,14 +140,14 @@ impl Inner {
         let Some(hold) = self.route(app).map(|route| route.hold) else { return };
         let deadline = patience.deadline(hold).min(Instant::now() + REFUSED_PAUSE);
         let mut changes = self.routing.snapshots.clone();
-        let gone = changes
-            .wait_for(|snapshot| snapshot.apps.get(app as usize).is_none_or(|route| route.worker(backend).is_none()));
+        let gone =
+            changes.wait_for(|snapshot| snapshot.apps.get(&app).is_none_or(|route| route.worker(backend).is_none()));
         // Gone or not, the caller chooses again.
         drop(timeout_at(deadline, gone).await);
     }
 
     pub(super) fn route(&self, app: u32) -> Option<Arc<AppRoute>> {
-        self.routing.snapshots.borrow().apps.get(app as usize).map(Arc::clone)
+        self.routing.snapshots.borrow().apps.get(&app).map(Arc::clone)
     }
 
     pub(super) fn notify(&self, notice: Notice) {
@@ -260,6 +262,17 @@ impl Inner {
         let Some(reason) = &route.failed else { return Ok(()) };
         tracing::debug!(app = &*route.name, %reason, "request refused: the app has failed");
         Err(self.refused(Counter::RefusedFailed, Refusal::Failed))
+    }
+
+    /// Nobody has room: who is new need not wait where no worker will come.
+    fn check_full(&self, route: &AppRoute) -> Result<(), Refusal> {
+        let mut workers = route.workers.iter().filter(|worker| !worker.draining).peekable();
+        let has_room = |worker: &WorkerRoute| worker.load.open.load(Ordering::Relaxed) < worker.room;
+        if route.may_grow || workers.peek().is_none() || workers.any(has_room) {
+            return Ok(());
+        }
+        tracing::debug!(app = &*route.name, "request refused: every worker is full");
+        Err(self.refused(Counter::RefusedFull, Refusal::Full))
     }
 
     fn refused(&self, counter: Counter, refusal: Refusal) -> Refusal {

@@ -27,6 +27,8 @@ pub enum Refusal {
     },
     /// The app has failed; waiting would not help.
     Failed,
+    /// Every worker has as many connections as it may, and there will be no more workers.
+    Full,
     /// Too many requests are held already.
     HeldFull,
     /// The worker refused the connection, twice.
@@ -43,7 +45,7 @@ impl Refusal {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Connect => StatusCode::NOT_IMPLEMENTED,
             Self::Expect => StatusCode::EXPECTATION_FAILED,
-            Self::NoWorker { .. } | Self::Failed | Self::HeldFull | Self::Unreachable => {
+            Self::NoWorker { .. } | Self::Failed | Self::Full | Self::HeldFull | Self::Unreachable => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Broke => StatusCode::BAD_GATEWAY,
@@ -59,6 +61,7 @@ impl Refusal {
             Self::Expect => "Only the expectation 100-continue can be met.".into(),
             Self::NoWorker { hold } => format!("No worker of app {app} became ready within {} s.", hold.as_secs()),
             Self::Failed => format!("App {app} cannot be started at the moment."),
+            Self::Full => format!("App {app} has as many users as it can serve at the moment."),
             Self::HeldFull => "Too many requests are waiting already.".into(),
             Self::Unreachable => format!("The worker of app {app} that should answer cannot be reached."),
             Self::Broke => format!("The worker of app {app} broke off before it answered."),

@@ -41,6 +41,8 @@ counters! {
     RefusedNoWorker = "http_refused_no_worker",
     /// Requests refused because the app has failed.
     RefusedFailed = "http_refused_failed",
+    /// Requests of new clients refused because every worker has as many connections as it may.
+    RefusedFull = "http_refused_full",
     /// Requests refused because too many are held already.
     RefusedHeldFull = "http_refused_held_full",
     /// Requests refused as malformed or unsupported (400, 405, 417, 501).

@@ -17,7 +17,7 @@ pub enum Pick<'a> {
     Rebound(&'a WorkerRoute),
 }
 
-/// The worker for a client whose cookie names `incarnation`; `None` when no worker takes new clients.
+/// The worker for a client whose cookie names `incarnation`; `None` when no worker takes new clients, or has room for one.
 /// `shunned` just refused a connection and gets no new client for now.
 pub fn pick(workers: &[WorkerRoute], incarnation: Option<u64>, shunned: Option<BackendId>) -> Option<Pick<'_>> {
     let Some(incarnation) = incarnation else {
@@ -32,7 +32,9 @@ pub fn pick(workers: &[WorkerRoute], incarnation: Option<u64>, shunned: Option<B
 fn least_loaded(workers: &[WorkerRoute], shunned: Option<BackendId>) -> Option<&WorkerRoute> {
     workers
         .iter()
-        .filter(|worker| !worker.draining && Some(worker.backend) != shunned)
+        .filter(|worker| {
+            !worker.draining && Some(worker.backend) != shunned && worker.load.open.load(Relaxed) < worker.room
+        })
         .min_by_key(|worker| (worker.load.open.load(Relaxed), worker.load.assigned.load(Relaxed)))
 }
 
@@ -47,6 +49,7 @@ mod tests {
             backend: BackendId::new(number, 1),
             incarnation,
             draining,
+            room: u32::MAX,
             address: ([127, 0, 0, 1], 1).into(),
             load: std::sync::Arc::default(),
         }
@@ -77,6 +80,18 @@ mod tests {
         assert_eq!(picked(pick(&workers, Some(10), None)), Some(("kept", 0)));
         assert_eq!(picked(pick(&workers, None, None)), None);
         assert_eq!(picked(pick(&workers, Some(99), None)), None);
+    }
+
+    #[test]
+    fn a_full_worker_keeps_its_users_and_gets_no_others() {
+        let workers =
+            [WorkerRoute { room: 2, ..worker(0, 10, false) }, WorkerRoute { room: 0, ..worker(1, 11, false) }];
+        workers[0].load.open.store(1, Relaxed);
+        assert_eq!(picked(pick(&workers, None, None)), Some(("new", 0)), "one more has room");
+        workers[0].load.open.store(2, Relaxed);
+        assert_eq!(picked(pick(&workers, None, None)), None);
+        assert_eq!(picked(pick(&workers, Some(99), None)), None, "whose worker is gone is new here");
+        assert_eq!(picked(pick(&workers, Some(10), None)), Some(("kept", 0)));
     }
 
     #[test]

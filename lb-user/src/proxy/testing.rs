@@ -84,6 +84,7 @@ pub fn worker_at(number: u32, address: SocketAddr) -> WorkerRoute {
         backend: BackendId::new(number, 1),
         incarnation: 1000 + u64::from(number),
         draining: false,
+        room: u32::MAX,
         address,
         load: Arc::default(),
     }
@@ -178,6 +179,7 @@ pub fn route(affinity: Affinity, workers: Vec<WorkerRoute>) -> AppRoute {
         },
         ring: owners.into_iter().map(|current| Slot { current, previous: BackendId::NONE }).collect(),
         workers,
+        may_grow: true,
         failed: None,
     }
 }
@@ -197,7 +199,7 @@ pub struct World {
 }
 
 pub async fn world(route: AppRoute) -> World {
-    let (snapshots, receiver) = watch::channel(Arc::new(Snapshot { apps: vec![Arc::new(route)] }));
+    let (snapshots, receiver) = watch::channel(Arc::new(Snapshot { apps: [(0, Arc::new(route))].into() }));
     let (sender, notices) = mpsc::channel(64);
     let notices = Mutex::new(notices);
     let bindings = Arc::new(MemoryBindings::new());
@@ -213,7 +215,7 @@ pub async fn world(route: AppRoute) -> World {
 impl World {
     /// What control publishes next.
     pub fn publish(&self, route: AppRoute) {
-        self.snapshots.send_replace(Arc::new(Snapshot { apps: vec![Arc::new(route)] }));
+        self.snapshots.send_replace(Arc::new(Snapshot { apps: [(0, Arc::new(route))].into() }));
     }
 
     pub fn count(&self, counter: Counter) -> u64 {

@@ -124,7 +124,7 @@ impl Upstreams {
     /// Closes what has been idle too long and forgets workers that are gone.
     pub fn sweep(&self, snapshot: &Snapshot) {
         let lives = |incarnation: &u64| {
-            snapshot.apps.iter().any(|app| app.workers.iter().any(|worker| worker.incarnation == *incarnation))
+            snapshot.apps.values().any(|app| app.workers.iter().any(|worker| worker.incarnation == *incarnation))
         };
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|incarnation, pool| {

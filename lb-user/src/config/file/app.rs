@@ -8,13 +8,13 @@ use std::time::Duration;
 use nix::unistd::User;
 use toml::de::DeValue;
 
+use super::NOT_YET_WORKERS;
 use super::backends;
 use super::command;
 use super::listen::{self, Taken};
 use super::protect;
 use super::reader::{Given, Table, shown};
 use super::value;
-use super::{NOT_YET_HEALTH, NOT_YET_TIMEOUTS, NOT_YET_WORKERS};
 use crate::config::{Affinity, App, Client, Cookie, Health, Secure, Timeouts, Workers};
 
 const KNOWN: &[&str] = &[
@@ -36,7 +36,9 @@ const KNOWN: &[&str] = &[
 ];
 
 const WORKERS_MAX: u32 = 1024;
-const DEFAULT_WORKERS: Workers = Workers { min: 1, max: 4 };
+/// As shinyapps.io has them.
+const DEFAULT_WORKERS: Workers = Workers { min: 1, max: 4, max_connections: 50, load_factor: 0.05 };
+const CONNECTIONS_MAX: u32 = 1_000_000;
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -45,9 +47,11 @@ const DRAIN_MAX: Duration = DAY.saturating_mul(7);
 const AFFINITY_MAX: Duration = DAY.saturating_mul(30);
 const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
     start: Duration::from_secs(60),
+    idle: Some(Duration::from_secs(15 * 60)),
     drain: Duration::from_secs(10 * 60),
     affinity: Duration::from_secs(3 * 60 * 60),
 };
+const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 const DEFAULT_CLIENT: Client = Client { ipv4: 32, ipv6: 64, auto_promote: 16 };
 const AUTO_PROMOTE_MAX: u32 = 65_535;
 const DEFAULT_COOKIE_NAME: &str = "homing";
@@ -85,7 +89,7 @@ impl<'b> Apps<'b> {
             listen,
             listen_udp,
             affinity,
-            workers: if table.has("command") { workers } else { Workers { min: 0, max: 0 } },
+            workers: if table.has("command") { workers } else { Workers { min: 0, max: 0, ..workers } },
             command,
             directory: directory.unwrap_or_else(|| self.base.to_owned()),
             user: table.parsed("user", user).map(|given| given.value),
@@ -188,15 +192,19 @@ fn user(name: &str) -> Result<String, String> {
 }
 
 fn workers(table: &Table<'_>) -> Workers {
-    table.know(&["min", "max"], NOT_YET_WORKERS);
+    table.know(&["min", "max", "max_connections", "load_factor"], NOT_YET_WORKERS);
     let min = table.number("min", 0, WORKERS_MAX);
     let max = table.number("max", 1, WORKERS_MAX);
     let workers = Workers {
         min: min.as_ref().map_or(DEFAULT_WORKERS.min, |given| given.value),
         max: max.as_ref().map_or(DEFAULT_WORKERS.max, |given| given.value),
+        max_connections: table
+            .number("max_connections", 1, CONNECTIONS_MAX)
+            .map_or(DEFAULT_WORKERS.max_connections, |given| given.value),
+        load_factor: table.fraction("load_factor").unwrap_or(DEFAULT_WORKERS.load_factor),
     };
     if workers.min > workers.max {
-        let Workers { min: low, max: high } = workers;
+        let Workers { min: low, max: high, .. } = workers;
         match (min, max) {
             (_, Some(max)) => {
                 table.wrong(max.span, format!("`max` is {high}, below `min`, {low}; raise one or lower the other"));
@@ -215,28 +223,37 @@ fn workers(table: &Table<'_>) -> Workers {
 }
 
 fn timeouts(table: &Table<'_>) -> Timeouts {
-    table.know(&["start", "drain", "affinity"], NOT_YET_TIMEOUTS);
-    let read = |key: &str, min: Duration, max: Duration, default: Duration| {
-        if let Some(DeValue::Integer(digits)) = table.value(key).map(|value| value.get_ref()) {
-            let span = table.value(key).map_or(0..0, |value| value.span());
-            table.wrong(span, format!("`{key}` needs a unit; write \"{digits}s\" for seconds (or ms, m, h, d)"));
-            return default;
-        }
-        table.parsed(key, |text| value::duration(text, min, max)).map_or(default, |given| given.value)
-    };
+    table.know(&["start", "idle", "drain", "affinity"], &[]);
+    let read = |key: &str, min, max, default| duration(table, key, min, max).unwrap_or(default);
     Timeouts {
         start: read("start", START_MIN, DAY, DEFAULT_TIMEOUTS.start),
+        idle: match duration(table, "idle", Duration::ZERO, DRAIN_MAX) {
+            Some(never) if never.is_zero() => None,
+            Some(idle) => Some(idle),
+            None => DEFAULT_TIMEOUTS.idle,
+        },
         drain: read("drain", Duration::ZERO, DRAIN_MAX, DEFAULT_TIMEOUTS.drain),
         affinity: read("affinity", SECOND, AFFINITY_MAX, DEFAULT_TIMEOUTS.affinity),
     }
 }
 
+/// `None` where it is not given, or wrong.
+fn duration(table: &Table<'_>, key: &str, min: Duration, max: Duration) -> Option<Duration> {
+    if let Some(DeValue::Integer(digits)) = table.value(key).map(|value| value.get_ref()) {
+        let span = table.value(key).map_or(0..0, |value| value.span());
+        table.wrong(span, format!("`{key}` needs a unit; write \"{digits}s\" for seconds (or ms, m, h, d)"));
+        return None;
+    }
+    table.parsed(key, |text| value::duration(text, min, max)).map(|given| given.value)
+}
+
 fn health(app: &Table<'_>) -> Health {
-    let path = app.table("health").and_then(|table| {
-        table.know(&["path"], NOT_YET_HEALTH);
-        table.parsed("path", value::health_path)
-    });
-    Health { path: path.map(|given| given.value) }
+    let Some(table) = app.table("health") else { return Health { path: None, interval: HEALTH_INTERVAL } };
+    table.know(&["path", "interval"], &[]);
+    Health {
+        path: table.parsed("path", value::health_path).map(|given| given.value),
+        interval: duration(&table, "interval", SECOND, DAY).unwrap_or(HEALTH_INTERVAL),
+    }
 }
 
 fn client(table: &Table<'_>) -> Client {

@@ -12,8 +12,10 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// IFNAMSIZ, less the NUL.
 const INTERFACE_BYTES_MAX: usize = 15;
 
-const KNOWN: &[&str] = &["control_socket", "state_dir", "log_dir", "pin_dir", "kernel_path", "interfaces", "bindings"];
+const KNOWN: &[&str] =
+    &["control_socket", "state_dir", "log_dir", "pin_dir", "kernel_path", "interfaces", "bindings", "starts_at_once"];
 
+const STARTS_MAX: u32 = 1_024;
 const BINDINGS_MIN: u32 = 1_024;
 const BINDINGS_MAX: u32 = 16_000_000;
 /// Fourteen megabytes.
@@ -41,6 +43,7 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
     let pin_dir = path("pin_dir", "/sys/fs/bpf/homing");
     let interfaces = table.map(interfaces).unwrap_or_default();
     let bindings = table.and_then(|table| table.number("bindings", BINDINGS_MIN, BINDINGS_MAX));
+    let starts = table.and_then(|table| table.number("starts_at_once", 1, STARTS_MAX));
     Some(Homing {
         control_socket: control_socket?,
         state_dir: state_dir?,
@@ -49,7 +52,14 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
         kernel_path: kernel_path?,
         interfaces,
         bindings: bindings.map_or(DEFAULT_BINDINGS, |given| given.value),
+        starts_at_once: starts.map_or_else(default_starts, |given| given.value),
     })
+}
+
+/// A start is mostly the interpreter's work: two for each CPU keep all of them busy.
+fn default_starts() -> u32 {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    u32::try_from(2 * cpus).unwrap_or(STARTS_MAX).min(STARTS_MAX)
 }
 
 fn kernel_path(text: &str) -> Result<KernelPath, String> {

@@ -44,16 +44,11 @@ const WRONG: &[(&str, &str)] = &[
         "workers.memory_max = \"2GiB\"",
         "5:9: `memory_max` is not supported by this version of homing (0.1.0); remove the line",
     ),
-    (
-        "workers.max_connections = 50",
-        "5:9: `max_connections` is not supported by this version of homing (0.1.0); remove the line",
-    ),
-    (
-        "workers.load_factor = 0.05",
-        "5:9: `load_factor` is not supported by this version of homing (0.1.0); remove the line",
-    ),
-    ("timeouts.idle = \"15m\"", "5:10: `idle` is not supported by this version of homing (0.1.0); remove the line"),
-    ("health.interval = \"5s\"", "5:8: `interval` is not supported by this version of homing (0.1.0); remove the line"),
+    ("workers.max_connections = 0", "5:27: `max_connections` must be from 1 to 1000000"),
+    ("workers.load_factor = 5", "5:23: `load_factor` must be a number from 0 to 1, such as 0.05"),
+    ("workers.load_factor = \"5%\"", "5:23: `load_factor` must be a number from 0 to 1, such as 0.05"),
+    ("timeouts.idle = 15", "5:17: `idle` needs a unit; write \"15s\" for seconds (or ms, m, h, d)"),
+    ("health.interval = \"1ms\"", "5:19: `interval` must be from 1s to 1d, not `1ms`"),
     (
         "listen_udp = [\"10.0.0.1:8080\"]",
         "5:14: `listen_udp` needs `backends` that all take `l2`, `ipip` or `gue`, and no `command`: workers and the HTTP path \

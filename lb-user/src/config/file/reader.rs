@@ -176,6 +176,21 @@ impl<'a> Table<'a> {
             }
         }
     }
+
+    /// A number from 0 to 1.
+    pub(super) fn fraction(&self, key: &str) -> Option<f64> {
+        let value = self.value(key)?;
+        let number = match value.get_ref() {
+            DeValue::Float(text) => text.as_str().parse::<f64>().ok(),
+            DeValue::Integer(text) => text.as_str().parse::<f64>().ok(),
+            _ => None,
+        };
+        let given = number.filter(|number| (0.0..=1.0).contains(number));
+        if given.is_none() {
+            self.wrong(value.span(), format!("`{key}` must be a number from 0 to 1, such as 0.05"));
+        }
+        given
+    }
 }
 
 /// What a value is, with its article.

@@ -43,13 +43,14 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
             directory: PathBuf::from("/"),
             user: None,
             env: BTreeMap::new(),
-            workers: Workers { min: 1, max: 4 },
+            workers: Workers { min: 1, max: 4, max_connections: 50, load_factor: 0.05 },
             timeouts: Timeouts {
                 start: Duration::from_secs(60),
+                idle: Some(Duration::from_secs(900)),
                 drain: Duration::from_secs(600),
                 affinity: Duration::from_secs(10_800),
             },
-            health: Health { path: None },
+            health: Health { path: None, interval: Duration::from_secs(5) },
             client: Client { ipv4: 32, ipv6: 64, auto_promote: 16 },
             protect: Protect::default(),
             cookie: Cookie { name: "homing".to_owned(), secure: Secure::Auto },
@@ -75,6 +76,7 @@ fn every_key_is_read() {
         kernel_path = "required"
         interfaces = ["eth0", "lo"]
         bindings = 1_000_000
+        starts_at_once = 3
         [[app]]
         name = "a-1_b"
         listen = ["0.0.0.0:8080", "[::]:8080"]
@@ -83,9 +85,9 @@ fn every_key_is_read() {
         directory = "etc"
         user = "root"
         env = { R_MAX_VSIZE = "2GB" }
-        workers = { min = 0, max = 1_024 }
-        timeouts = { start = "500ms", drain = "0s", affinity = "2d" }
-        health.path = "/health?deep=1"
+        workers = { min = 0, max = 1_024, max_connections = 5, load_factor = 0.5 }
+        timeouts = { start = "500ms", idle = "0s", drain = "0s", affinity = "2d" }
+        health = { path = "/health?deep=1", interval = "30s" }
         protect = { allow = ["10.0.0.0/8", "fd00::7"], deny = ["10.1.0.0/16"], client_rate = 5, app_rate = 100, app_burst = 7 }
         client = { ipv4_prefix = 24, ipv6_prefix = 0x30, auto_promote = 40 }
         cookie = { name = "__Host-id", secure = "always" }
@@ -105,9 +107,10 @@ fn every_key_is_read() {
     assert_eq!((app.name.as_str(), app.listen.len(), app.affinity), ("a-1_b", 2, Affinity::Cookie));
     assert_eq!((app.directory.as_path(), app.user.as_deref()), (Path::new("/etc"), Some("root")));
     assert_eq!(app.env, BTreeMap::from([("R_MAX_VSIZE".to_owned(), "2GB".to_owned())]));
-    assert_eq!(app.workers, Workers { min: 0, max: 1024 });
-    let Timeouts { start, drain, affinity } = app.timeouts;
-    assert_eq!((start.as_millis(), drain.as_millis(), affinity.as_secs()), (500, 0, 172_800));
+    assert_eq!(app.workers, Workers { min: 0, max: 1024, max_connections: 5, load_factor: 0.5 });
+    let Timeouts { start, idle, drain, affinity } = app.timeouts;
+    assert_eq!((start.as_millis(), idle, drain.as_millis(), affinity.as_secs()), (500, None, 0, 172_800));
+    assert_eq!((app.health.interval.as_secs(), config.homing.starts_at_once), (30, 3));
     assert_eq!(app.health.path.as_deref(), Some("/health?deep=1"));
     assert_eq!(
         app.protect,

@@ -7,12 +7,12 @@ use tokio::net::TcpListener;
 
 use super::*;
 
-const BY_CONNECT: Health = Health { path: None };
+const BY_CONNECT: Health = Health { path: None, interval: Duration::from_secs(5) };
 /// Longer than any answer takes here.
 const ENOUGH: Duration = Duration::from_secs(20);
 
 fn by_get(path: &str) -> Health {
-    Health { path: Some(path.to_owned()) }
+    Health { path: Some(path.to_owned()), ..BY_CONNECT }
 }
 
 /// Answers one request after another with these texts, then closes; gives the heads of the requests seen.

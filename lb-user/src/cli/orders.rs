@@ -1,0 +1,112 @@
+//! Commands that change something in the running homing, and wait until it has.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+
+use super::Socket;
+use crate::admin::client::{self, AskError};
+use crate::admin::report::{AppStatus, Status};
+use crate::admin::server::Order;
+
+/// Between looks at what is waited for.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+#[derive(Args)]
+pub(super) struct Drain {
+    /// APP, or APP/N as `homing status` shows it.
+    worker: String,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Args)]
+pub(super) struct Scale {
+    /// The app's name.
+    app: String,
+    /// N, or MIN..MAX.
+    #[arg(value_name = "BOUNDS", value_parser = bounds)]
+    bounds: (u32, u32),
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Args)]
+pub(super) struct Restart {
+    /// The app's name.
+    app: String,
+    /// One worker after the other, instead of all at once.
+    #[arg(long)]
+    rolling: bool,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+/// `N` or `MIN..MAX`.
+fn bounds(text: &str) -> Result<(u32, u32), String> {
+    let number = |text: &str| text.parse::<u32>().map_err(|_| "give a number of workers, or MIN..MAX such as 1..8");
+    match text.split_once("..") {
+        Some((min, max)) => Ok((number(min)?, number(max)?)),
+        None => number(text).map(|number| (number, number)).map_err(str::to_owned),
+    }
+}
+
+pub(super) async fn drain(options: Drain, undo: bool) -> Result<(), AskError> {
+    give(&options.socket.control_socket, &Order::Drain { worker: options.worker, undo }).await
+}
+
+pub(super) async fn scale(options: Scale) -> Result<(), AskError> {
+    let (min, max) = options.bounds;
+    give(&options.socket.control_socket, &Order::Scale { app: options.app, min, max }).await
+}
+
+pub(super) async fn reload(socket: PathBuf) -> Result<(), AskError> {
+    give(&socket, &Order::Reload).await
+}
+
+async fn give(socket: &Path, order: &Order) -> Result<(), AskError> {
+    println!("{}", client::order(socket, order).await?);
+    Ok(())
+}
+
+/// Waits until every worker has its successor.
+pub(super) async fn restart(options: Restart) -> Result<(), AskError> {
+    let Restart { app: name, rolling, socket: Socket { control_socket: socket } } = options;
+    give(&socket, &Order::Restart { app: name.clone(), rolling }).await?;
+    let mut last = None;
+    loop {
+        let status: Status = client::get(&socket, "/v1/status").await?;
+        let Some(app) = status.apps.into_iter().find(|app| app.name == name) else { return Ok(()) };
+        if let Some(reason) = app.restart_failed {
+            return Err(AskError::Refused(format!(
+                "the restart is stopped, the old workers go on: the new one {reason}"
+            )));
+        }
+        let count = |state: &str| app.workers.iter().filter(|worker| worker.state == state).count();
+        let now = (count("starting"), count("ready"), count("draining"));
+        if !app.restarting {
+            println!("{}", restarted(&app, now.2));
+            return Ok(());
+        }
+        if last.replace(now) != Some(now) {
+            println!("{} starting, {} ready, {} draining", now.0, now.1, now.2);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+fn restarted(app: &AppStatus, draining: usize) -> String {
+    match draining {
+        0 => format!("{} has new workers.", app.name),
+        _ => format!(
+            "{} has new workers; {draining} old ones serve {} connections until these end or timeouts.drain is over.",
+            app.name,
+            app.workers
+                .iter()
+                .filter(|worker| worker.state == "draining")
+                .map(|worker| worker.connections)
+                .sum::<u64>()
+        ),
+    }
+}

@@ -1,0 +1,121 @@
+//! The sockets that clients connect to, one per listen address: opened and closed while homing runs.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::proxy::{Listener, Proxy, Shutdown};
+
+/// Connections that the kernel queues before homing accepts them.
+const BACKLOG: i32 = 4_096;
+
+/// All of them.
+pub(super) struct Doors {
+    proxy: Proxy,
+    open: HashMap<SocketAddr, Door>,
+    /// Of every listener, also of those that are closed and have connections left.
+    serving: JoinSet<io::Result<()>>,
+    /// Told to closed ones, too.
+    all: watch::Sender<bool>,
+}
+
+struct Door {
+    app: u32,
+    /// The listener's twin: another app may take it over without a moment in which nobody listens.
+    socket: TcpListener,
+    shutdown: watch::Sender<Shutdown>,
+}
+
+impl Doors {
+    pub(super) fn new(proxy: Proxy) -> Self {
+        Self { proxy, open: HashMap::new(), serving: JoinSet::new(), all: watch::Sender::new(false) }
+    }
+
+    pub(super) fn has(&self, address: SocketAddr) -> bool {
+        self.open.contains_key(&address)
+    }
+
+    /// Leads the address to this app from now on; connections that are open go on as they are. `socket`: bound to the
+    /// address, if nobody listens there yet.
+    ///
+    /// # Errors
+    /// When the process may not have another file.
+    pub(super) fn open(&mut self, address: SocketAddr, app: u32, socket: Option<&TcpListener>) -> io::Result<()> {
+        let former = self.open.remove(&address);
+        if former.as_ref().is_some_and(|door| door.app == app) {
+            self.open.extend(former.map(|door| (address, door)));
+            return Ok(());
+        }
+        let Some(socket) = former.as_ref().map(|door| &door.socket).or(socket) else { return Ok(()) };
+        let (own, served) = (socket.try_clone()?, socket.try_clone()?);
+        if let Some(former) = former {
+            former.shutdown.send_replace(Shutdown::Draining);
+        }
+        let (shutdown, told) = watch::channel(Shutdown::Serving);
+        let serve = self.proxy.clone().serve(Listener { app, socket: served }, told);
+        let (last_word, mut all) = (shutdown.clone(), self.all.subscribe());
+        self.serving.spawn(async move {
+            let mut serve = std::pin::pin!(serve);
+            tokio::select! {
+                ended = &mut serve => return ended,
+                _ = all.wait_for(|end| *end) => {}
+            }
+            last_word.send_replace(Shutdown::Now);
+            serve.await
+        });
+        self.open.insert(address, Door { app, socket: own, shutdown });
+        Ok(())
+    }
+
+    /// Closes all but these addresses. What is open there goes on until it ends.
+    pub(super) fn keep(&mut self, wanted: impl Fn(SocketAddr) -> bool) {
+        self.open.retain(|&address, door| {
+            let stays = wanted(address);
+            if !stays {
+                door.shutdown.send_replace(Shutdown::Draining);
+            }
+            stays
+        });
+    }
+
+    /// Breaks off everything.
+    pub(super) async fn end(mut self) {
+        self.all.send_replace(true);
+        self.open.clear();
+        while self.serving.join_next().await.is_some() {}
+    }
+}
+
+/// Listens on an address.
+///
+/// # Errors
+/// What is in the way, and what to do about it.
+pub fn bind(app: &str, address: SocketAddr) -> Result<TcpListener, String> {
+    listen(address).map_err(|error| {
+        let port = address.port();
+        let advice = match error.kind() {
+            io::ErrorKind::AddrInUse => format!("; find who has the port with: ss -ltnp 'sport = :{port}'"),
+            io::ErrorKind::PermissionDenied => "; ports below 1024 need root or CAP_NET_BIND_SERVICE".to_owned(),
+            io::ErrorKind::AddrNotAvailable => "; this machine does not have that address: see ip address".to_owned(),
+            _ => String::new(),
+        };
+        format!("app {app}: cannot listen on {address}: {error}{advice}")
+    })
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // "[::]:80" means IPv6: "0.0.0.0:80" may stand beside it.
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
