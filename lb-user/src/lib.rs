@@ -10,4 +10,5 @@ pub mod demo;
 pub mod proxy;
 pub mod routing;
 mod sys;
+mod trouble;
 pub mod worker;

@@ -244,7 +244,10 @@ impl Homing {
 impl Drop for Homing {
     fn drop(&mut self) {
         // After a kill its workers live on: the next run adopts them, and ends them when it is told to stop.
-        if self.child.is_none() && self.dir.path().join("state/state.json").exists() {
+        let has_state = ["state.json", "state.json.next", "state.json.syncing"]
+            .iter()
+            .any(|name| self.dir.path().join("state").join(name).exists());
+        if self.child.is_none() && has_state {
             let restarted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.start_again()));
             drop(restarted);
         }

@@ -15,6 +15,7 @@ mod remotes;
 mod report;
 mod requests;
 pub mod runner;
+mod saver;
 #[cfg(test)]
 mod scenarios;
 mod schedule;

@@ -1,20 +1,22 @@
-//! What outlives homing besides the pins: which processes are whose, so that the next run adopts them.
+//! What outlives homing besides the pins: which processes are whose, so that the next run adopts them. This is its form
+//! as bytes; `saver` keeps the files.
+//!
+//! A state file is JSON: the version, the SHA-256 of the bytes of `state`, and `state`. So whatever happened to it, it
+//! is read as what was written or refused by name.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io::{self, Write as _};
-use std::path::Path;
+use std::fmt::Write as _;
 
 use lb_common::abi::BackendId;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
 
 /// Raised when the file's meaning changes; another version is set aside, not read.
-const VERSION: u32 = 1;
-const FILE: &str = "state.json";
+const VERSION: u32 = 2;
 
-#[derive(Serialize, Deserialize, Debug, Default, PartialEq)]
+#[derive(Serialize, Deserialize, Debug, Clone, Default, PartialEq)]
 pub struct Saved {
-    version: u32,
     /// The last id of every backend index, so that none comes twice.
     pub last_ids: Vec<u32>,
     /// App names by their number in the datapath's tables; an empty one where there is none.
@@ -51,6 +53,28 @@ pub struct SavedWorker {
     pub command: Vec<String>,
 }
 
+/// Why a state file is not believed.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    #[error("it is no whole state file ({0})")]
+    NotWhole(String),
+    #[error("it is of version {found}, and this homing reads version {VERSION}")]
+    OtherVersion { found: u32 },
+    #[error("its checksum does not fit its content: it was damaged, or edited")]
+    Checksum,
+    #[error("it cannot be read ({0})")]
+    Unreadable(String),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope<'a> {
+    version: u32,
+    /// In hexadecimal, of `state` to the byte.
+    sha256: String,
+    #[serde(borrow)]
+    state: &'a RawValue,
+}
+
 impl Saved {
     pub fn new(
         last_ids: &[BackendId],
@@ -58,7 +82,15 @@ impl Saved {
         workers: Vec<SavedWorker>,
         remotes: Vec<SavedRemote>,
     ) -> Self {
-        Self { version: VERSION, last_ids: last_ids.iter().map(|id| id.0).collect(), apps, workers, remotes }
+        Self { last_ids: last_ids.iter().map(|id| id.0).collect(), apps, workers, remotes }
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        let state = serde_json::value::to_raw_value(self).expect("names and numbers are always JSON");
+        let envelope = Envelope { version: VERSION, sha256: checksum(state.get()), state: &state };
+        let mut bytes = serde_json::to_vec(&envelope).expect("as is this");
+        bytes.push(b'\n');
+        bytes
     }
 
     /// The apps' numbers in the datapath's tables.
@@ -66,54 +98,41 @@ impl Saved {
         self.apps.iter().cloned().zip(0..).filter(|(name, _)| !name.is_empty()).collect()
     }
 
-    /// Writes it in one step: a reader, or a crash, finds the old file or the new one.
-    ///
     /// # Errors
-    /// When the state directory does not take the file.
-    pub fn write(&self, dir: &Path) -> io::Result<()> {
-        let path = dir.join(FILE);
-        let next = dir.join(format!("{FILE}.next"));
-        let mut file = fs::File::create(&next)?;
-        serde_json::to_writer(&mut file, self)?;
-        file.flush()?;
-        file.sync_data()?;
-        fs::rename(next, path)
-    }
-
-    /// Reads what the last run left; a file that cannot be read is set aside with a warning, never fatal.
-    pub fn read(dir: &Path) -> Self {
-        let path = dir.join(FILE);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Self::default(),
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "the state file cannot be read; starting without it");
-                return Self::default();
-            }
-        };
-        match serde_json::from_slice::<Self>(&text) {
-            Ok(saved) if saved.version == VERSION => saved,
-            result => {
-                let why = result.err().map_or_else(|| "another version".to_owned(), |error| error.to_string());
-                let aside = dir.join(format!("{FILE}.unreadable"));
-                let _ = fs::rename(&path, &aside);
-                tracing::warn!(aside = %aside.display(), %why, "the state file was set aside; starting without it");
-                Self::default()
-            }
+    /// Whatever is not as [`Self::encode`] wrote it.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Refusal> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
         }
-    }
-
-    /// Removes the file: nothing is left to adopt.
-    pub fn remove(dir: &Path) {
-        let _ = fs::remove_file(dir.join(FILE));
+        let not_whole = |error: serde_json::Error| Refusal::NotWhole(error.to_string());
+        // Other versions may have other fields.
+        let Versioned { version } = serde_json::from_slice(bytes).map_err(not_whole)?;
+        if version != VERSION {
+            return Err(Refusal::OtherVersion { found: version });
+        }
+        let envelope: Envelope<'_> = serde_json::from_slice(bytes).map_err(not_whole)?;
+        if checksum(envelope.state.get()) != envelope.sha256 {
+            return Err(Refusal::Checksum);
+        }
+        serde_json::from_str(envelope.state.get()).map_err(not_whole)
     }
 }
 
+fn checksum(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    fn saved() -> Saved {
+    pub(in crate::control) fn saved() -> Saved {
         let worker = SavedWorker {
             app: "sales".into(),
             number: 2,
@@ -122,9 +141,9 @@ mod tests {
             pid: 4242,
             start_time: 99,
             port: 40_001,
-            incarnation: 1,
+            incarnation: u64::MAX,
             started_at: 1_700_000_000,
-            command: vec!["uvicorn".into()],
+            command: vec!["uvicorn".into(), "--é\"\\ \u{1}".into()],
         };
         let remote = SavedRemote {
             app: "sales".into(),
@@ -134,22 +153,75 @@ mod tests {
         Saved::new(&[BackendId::new(2, 7)], vec!["sales".into()], vec![worker], vec![remote])
     }
 
-    #[test]
-    fn what_is_written_is_read_back() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        saved().write(dir.path()).expect("written");
-        assert_eq!(Saved::read(dir.path()), saved());
+    /// The same state, or a refusal: never another state.
+    fn assert_same_or_refused(bytes: &[u8], what: &str) {
+        if let Ok(read) = Saved::decode(bytes) {
+            assert_eq!(read, saved(), "{what}: {}", String::from_utf8_lossy(bytes));
+        }
     }
 
     #[test]
-    fn a_corrupt_or_foreign_file_is_set_aside_and_does_not_stop_the_start() {
-        for text in ["{ not json", r#"{"version":99,"last_ids":[],"apps":[],"workers":[]}"#] {
-            let dir = tempfile::tempdir().expect("a temporary directory");
-            fs::write(dir.path().join(FILE), text).expect("written");
-            assert_eq!(Saved::read(dir.path()), Saved::default());
-            let aside = fs::read_to_string(dir.path().join("state.json.unreadable")).expect("set aside");
-            assert_eq!(aside, text, "what was set aside is what was there");
-            assert!(!dir.path().join(FILE).exists());
+    fn what_is_written_is_read_back() {
+        assert_eq!(Saved::decode(&saved().encode()), Ok(saved()));
+        assert_eq!(Saved::decode(&Saved::default().encode()), Ok(Saved::default()));
+    }
+
+    #[test]
+    fn a_file_cut_at_any_length_is_the_same_state_or_refused() {
+        let bytes = saved().encode();
+        for length in 0..bytes.len() {
+            assert_same_or_refused(&bytes[..length], &format!("cut at {length}"));
+        }
+        assert!(matches!(Saved::decode(&bytes[..bytes.len() / 2]), Err(Refusal::NotWhole(_))));
+        assert!(matches!(Saved::decode(&[]), Err(Refusal::NotWhole(_))), "as after a power failure");
+    }
+
+    #[test]
+    fn a_file_with_any_bit_flipped_is_the_same_state_or_refused() {
+        let bytes = saved().encode();
+        for place in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut flipped = bytes.clone();
+                flipped[place] ^= 1 << bit;
+                assert_same_or_refused(&flipped, &format!("bit {bit} of byte {place} flipped"));
+            }
+        }
+        let digit = bytes.iter().position(|&byte| byte == b'7').expect("a digit of the state");
+        let mut flipped = bytes;
+        flipped[digit] = b'8';
+        assert!(Saved::decode(&flipped).is_err());
+    }
+
+    #[test]
+    fn other_versions_are_refused_by_their_number() {
+        let first = br#"{"version":1,"last_ids":[],"apps":[],"workers":[]}"#;
+        assert_eq!(Saved::decode(first), Err(Refusal::OtherVersion { found: 1 }));
+        let later = br#"{"version":99,"anything":{}}"#;
+        assert_eq!(Saved::decode(later), Err(Refusal::OtherVersion { found: 99 }));
+    }
+
+    proptest! {
+        #[test]
+        fn any_state_is_read_back_and_any_wrong_byte_is_seen(
+            names in prop::collection::vec(any::<String>(), 0..4),
+            ids in prop::collection::vec(any::<u32>(), 0..4),
+            place in any::<prop::sample::Index>(),
+            byte in any::<u8>(),
+        ) {
+            let mut saved = Saved { last_ids: ids, apps: names.clone(), ..saved() };
+            saved.workers[0].command = names;
+            let mut bytes = saved.encode();
+            prop_assert_eq!(Saved::decode(&bytes), Ok(saved.clone()));
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+            if let Ok(read) = Saved::decode(&bytes) {
+                prop_assert_eq!(read, saved);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            prop_assert!(Saved::decode(&bytes).is_err());
         }
     }
 }

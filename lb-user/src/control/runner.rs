@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use super::doors::Doors;
 use super::fixed::{self, Fixed};
 use super::launch::{Launcher, Message, Running};
-use super::persist::Saved;
 use super::remotes::{self, Remote};
+use super::saver::Saver;
 use super::snapshot::snapshot;
 use super::state::{AppSpec, Kind, State};
 use super::{Effect, Event, Severity, step};
@@ -81,6 +81,7 @@ pub struct Runner {
     pub(super) loads: Vec<(BackendId, u64)>,
     pub(super) started: Instant,
     pub(super) launcher: Launcher,
+    pub(super) saver: Saver,
     messages: mpsc::Receiver<Message>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     notices: mpsc::Receiver<Notice>,
@@ -102,8 +103,8 @@ impl Runner {
     /// When the configuration asks for more than homing can hold, or the kernel refuses an entry.
     pub fn start(parts: Parts) -> anyhow::Result<Self> {
         let Parts { file, config, keys, kernel, bindings, snapshots, notices, requests, proxy, listeners } = parts;
-        let saved = Saved::read(&config.homing.state_dir);
-        let ids = super::reload::number(&config.apps, &saved.numbers());
+        let (saver, found) = Saver::open(&config.homing.state_dir);
+        let ids = super::reload::number(&config.apps, &found.numbers());
         let has_kernel = matches!(kernel, Kernel::On(_));
         let numbered = || ids.iter().zip(&config.apps);
         let specs: Vec<AppSpec> = numbered().map(|(&id, app)| fixed::spec(id, app)).collect();
@@ -115,6 +116,7 @@ impl Runner {
             state: State::new(specs, config.homing.starts_at_once as usize)?,
             file,
             keys,
+            saver,
             config,
             fixed,
             kernel,
@@ -140,7 +142,7 @@ impl Runner {
         };
         runner.publish_protection()?;
         runner.publish_services()?;
-        runner.adopt(&saved);
+        runner.adopt(found);
         runner.adopting = false;
         // Also where nothing is started: requests for an app without workers are held, not unknown.
         runner.publish_snapshot();
@@ -182,6 +184,9 @@ impl Runner {
                     self.look_at_transitions();
                     self.look_at_promotions();
                     self.look_at_others();
+                    if self.saver.is_behind() {
+                        self.save();
+                    }
                 }
                 () = changed(changes.as_ref()) => self.look_at_interfaces(),
                 Some(()) = terminate.recv() => self.stop(false),
@@ -190,7 +195,7 @@ impl Runner {
             }
         }
         self.doors.end().await;
-        Saved::remove(&self.config.homing.state_dir);
+        self.saver.finish().await;
         if let Kernel::On(datapath) = self.kernel {
             datapath.close()?;
         }

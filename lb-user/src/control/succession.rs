@@ -1,16 +1,29 @@
 //! What one run of homing leaves to the next: saved after every change, adopted at start.
 
+use std::path::Path;
+
 use lb_common::abi::{BackendId, Slot};
 
 use super::Event;
-use super::persist::{Saved, SavedRemote, SavedWorker};
+use super::persist::{Refusal, Saved, SavedRemote, SavedWorker};
 use super::remotes;
 use super::runner::Runner;
+use super::saver::Found;
 use super::state::{Kind, Worker};
+use crate::worker;
 
 impl Runner {
     /// Takes over the workers, rings and ids that an earlier run left.
-    pub(super) fn adopt(&mut self, saved: &Saved) {
+    pub(super) fn adopt(&mut self, found: Found) {
+        let saved = match found {
+            Found::Nothing => Saved::default(),
+            Found::State(saved) => saved,
+            Found::Refused { why, aside } => {
+                self.say_refused(&why, aside.as_deref());
+                self.spare_ids();
+                Saved::default()
+            }
+        };
         self.state.resume_after(saved.last_ids.iter().map(|&id| BackendId(id)));
         for app in &mut self.state.apps {
             let same_app = saved.apps.get(app.spec.id as usize) == Some(&app.spec.name);
@@ -59,7 +72,41 @@ impl Runner {
         self.table("forget the last run's workers", |datapath| datapath.retire_others(&adopted));
     }
 
-    pub(super) fn save(&self) {
+    fn say_refused(&self, why: &Refusal, aside: Option<&Path>) {
+        let apps: Vec<&str> = self.config.apps.iter().map(|app| app.name.as_str()).collect();
+        let left = worker::leftovers(&apps);
+        let pids: Vec<String> = left.iter().map(|(pid, _)| format!("-{pid}")).collect();
+        let ids: Vec<&str> = left.iter().map(|(_, id)| id.as_str()).collect();
+        let advice = match left.len() {
+            0 => "none is seen running".to_owned(),
+            _ => format!(
+                "{} seem to run still and are sent no new clients; when their clients have left, end them with: kill -- {}",
+                ids.join(", "),
+                pids.join(" ")
+            ),
+        };
+        let aside = aside.map_or_else(|| "where it was".to_owned(), |aside| aside.display().to_string());
+        tracing::warn!(
+            %aside,
+            "the state file was set aside: {why}. Workers of the last run are not adopted, new ones are started: {advice}"
+        );
+    }
+
+    /// Ids that the kernel's tables still name are not given to others, although the state file does not list them.
+    fn spare_ids(&mut self) {
+        let apps = 0..self.state.apps.len() as u32;
+        let datapath = self.kernel.datapath();
+        let listed = datapath.map_or_else(Vec::new, |datapath| {
+            let rings = apps.filter_map(|app| datapath.ring(app)).flatten();
+            let owners = rings.flat_map(|slot| [slot.current, slot.previous]);
+            owners.chain(datapath.backends()).collect()
+        });
+        let bound = self.bindings.all().into_iter().map(|(_, binding)| binding.backend);
+        let named = listed.into_iter().chain(bound);
+        self.state.resume_after(named.filter(|&id| !id.is_none() && id != BackendId::FORMER));
+    }
+
+    pub(super) fn save(&mut self) {
         let workers = self
             .state
             .apps
@@ -82,8 +129,6 @@ impl Runner {
         let mut apps = vec![String::new(); numbered.clone().map(|(id, _)| id + 1).max().unwrap_or(0)];
         numbered.for_each(|(id, name)| apps[id].clone_from(name));
         let saved = Saved::new(&self.state.last_ids(), apps, workers, remotes);
-        if let Err(error) = saved.write(&self.config.homing.state_dir) {
-            tracing::error!(%error, "the state could not be saved; workers will not be adopted if homing ends now");
-        }
+        self.saver.save(&saved);
     }
 }

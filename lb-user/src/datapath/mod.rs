@@ -262,11 +262,15 @@ impl Datapath {
 
     /// Retires every backend that is not among `keep`: what an earlier run left behind.
     pub fn retire_others(&mut self, keep: &[BackendId]) -> Result<(), TableError> {
+        let others = self.backends().into_iter().filter(|backend| !keep.contains(backend));
+        others.collect::<Vec<_>>().into_iter().try_for_each(|backend| self.retire(backend))
+    }
+
+    /// Backends that the tables name, some of them twice.
+    pub fn backends(&self) -> Vec<BackendId> {
         let counted = self.live.keys().filter_map(|key| Some(key.ok()?.0));
         let listed = self.backends.iter().filter_map(|backend| Some(backend.ok()?.0.id));
-        let others: Vec<BackendId> =
-            counted.chain(listed).filter(|backend| !backend.is_none() && !keep.contains(backend)).collect();
-        others.into_iter().try_for_each(|backend| self.retire(backend))
+        counted.chain(listed).filter(|backend| !backend.is_none()).collect()
     }
 
     /// Established kernel-path connections of a backend.

@@ -13,5 +13,6 @@ mod testing;
 
 pub use listener::Listener;
 pub use process::{Exit, Process};
+pub use procfs::leftovers;
 pub use rustix::process::Signal;
 pub use spawn::{Spawned, Spec, spawn};

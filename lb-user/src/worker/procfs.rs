@@ -75,6 +75,25 @@ impl Tree {
     }
 }
 
+/// Workers of these apps that no homing looks after any more: the ids of their first processes, and APP/N.
+pub fn leftovers(apps: &[&str]) -> Vec<(u32, String)> {
+    let all = all_processes().unwrap_or_default();
+    let leads = |stat: &&Stat| stat.session == stat.pid && !stat.dead;
+    all.values()
+        .filter(leads)
+        .filter_map(|stat| {
+            let environment = fs::read(format!("/proc/{}/environ", stat.pid)).ok()?;
+            let mut variables = environment.split(|&byte| byte == 0);
+            let id = variables.find_map(|variable| variable.strip_prefix(b"HOMING_WORKER="))?;
+            let id = String::from_utf8_lossy(id).into_owned();
+            let is_of_apps = id.split_once('/').is_some_and(|(app, _)| apps.contains(&app));
+            // Another homing's, with an app of the same name.
+            let parent = fs::read(format!("/proc/{}/comm", stat.parent)).unwrap_or_default();
+            (is_of_apps && parent != b"homing\n").then_some((stat.pid, id))
+        })
+        .collect()
+}
+
 fn all_processes() -> io::Result<BTreeMap<u32, Stat>> {
     let mut all = BTreeMap::new();
     for entry in fs::read_dir("/proc")? {
