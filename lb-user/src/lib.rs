@@ -7,6 +7,7 @@ pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod demo;
+pub mod output;
 pub mod proxy;
 pub mod routing;
 mod sys;

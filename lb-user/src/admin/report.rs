@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +77,9 @@ pub struct WorkerStatus {
     pub pid: Option<u32>,
     pub state: String,
     pub reason: Option<String>,
+    /// What it wrote last before it ended, where nobody had asked it to.
+    #[serde(default)]
+    pub last_output: Vec<String>,
     pub generation: u32,
     pub clients: u64,
     pub connections: u64,
@@ -140,6 +144,15 @@ pub struct BindingReport {
 #[derive(Serialize, Deserialize, Debug, Clone)]
 pub struct Done {
     pub done: String,
+}
+
+/// Where a worker's output is.
+#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct OutputFile {
+    /// APP/N.
+    pub id: String,
+    /// That it appends to; old ones are beside it, as `PATH.1`, `PATH.2` …
+    pub path: PathBuf,
 }
 
 #[derive(Serialize, Deserialize, Debug, Clone)]

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-use super::report::{Done, Failure, Status, Trace, TraceQuery};
+use super::report::{Done, Failure, OutputFile, Status, Trace, TraceQuery};
 
 /// A question to the task that owns the state.
 #[derive(Debug)]
@@ -24,6 +24,11 @@ pub enum Request {
         app: String,
         address: IpAddr,
         answer: oneshot::Sender<Result<Trace, String>>,
+    },
+    /// Where the output of a worker, or of all of an app, is.
+    Output {
+        worker: String,
+        answer: oneshot::Sender<Result<Vec<OutputFile>, String>>,
     },
     Stop {
         now: bool,
@@ -82,6 +87,7 @@ pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) {
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/trace", get(trace))
+        .route("/v1/output", get(output))
         .route("/v1/stop", post(stop))
         .route("/v1/order", post(order))
         .with_state(requests);
@@ -130,6 +136,22 @@ async fn trace(State(requests): State<mpsc::Sender<Request>>, Query(query): Quer
     let _ = requests.send(Request::Trace { app: query.app, address: query.client, answer }).await;
     match trace.await {
         Ok(Ok(trace)) => Json(trace).into_response(),
+        Ok(Err(error)) => (StatusCode::NOT_FOUND, Json(Failure { error })).into_response(),
+        Err(_) => ending(),
+    }
+}
+
+#[derive(Deserialize)]
+struct OutputQuery {
+    /// APP or APP/N.
+    worker: String,
+}
+
+async fn output(State(requests): State<mpsc::Sender<Request>>, Query(query): Query<OutputQuery>) -> Response {
+    let (answer, files) = oneshot::channel();
+    let _ = requests.send(Request::Output { worker: query.worker, answer }).await;
+    match files.await {
+        Ok(Ok(files)) => Json(files).into_response(),
         Ok(Err(error)) => (StatusCode::NOT_FOUND, Json(Failure { error })).into_response(),
         Err(_) => ending(),
     }

@@ -3,7 +3,9 @@
 mod backend_setup;
 mod check;
 mod demo;
+mod logs;
 mod orders;
+mod plain;
 mod run;
 mod status;
 mod trace;
@@ -82,6 +84,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What workers have written, and write.
+    ///
+    /// Reads their files, old ones too: where they are says the running homing, or with --config the configuration, for
+    /// which homing need not run. On a terminal control characters are shown, not obeyed.
+    #[command(after_help = logs::EXAMPLES)]
+    Logs(logs::Options),
     /// Drain and stop the running homing and its workers.
     #[command(
         after_help = "Examples:\n  homing stop          sessions may end by themselves, up to each app's timeouts.drain\n  \
@@ -178,6 +186,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check(file) => check::check(&file.config),
         Command::Status { socket, json } => ask(status::status(socket.control_socket, json)),
         Command::Trace { app, client, socket, json } => ask(trace::trace(socket.control_socket, app, client, json)),
+        Command::Logs(options) => logs::logs(&options),
         Command::Stop { socket, now } => ask(stop(socket.control_socket, now)),
         Command::Drain(options) => ask(orders::drain(options, false)),
         Command::Undrain(options) => ask(orders::drain(options, true)),

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use super::plain::plain;
 use crate::admin::client::{self, AskError};
 use crate::admin::report::{AppStatus, Status, WorkerStatus};
 
@@ -97,6 +98,16 @@ fn render_app(out: &mut String, app: &AppStatus, now: u64) {
         if let Some(reason) = &worker.reason {
             let _ = writeln!(out, "    {reason}");
         }
+        if !worker.last_output.is_empty() {
+            let _ = writeln!(
+                out,
+                "    last output{}:",
+                if worker.pid.is_some() { " before it was started again" } else { "" }
+            );
+        }
+        for line in &worker.last_output {
+            let _ = writeln!(out, "      | {}", plain(line));
+        }
     }
 }
 
@@ -140,6 +151,10 @@ mod tests {
             pid: reason.is_none().then_some(4_194_300),
             state: state.to_owned(),
             reason: reason.map(str::to_owned),
+            last_output: reason
+                .iter()
+                .flat_map(|_| ["Traceback:".to_owned(), "no\u{1b}[2J table".to_owned()])
+                .collect(),
             generation: 1,
             clients: 12_345,
             connections: 99_999,
@@ -181,7 +196,8 @@ mod tests {
         };
         let text = render(&status, 4_661);
         assert!(text.contains("up 1 d 1 h"), "{text}");
-        assert!(text.contains("\n    exited with status 1\n"), "{text}");
+        let down = "\n    exited with status 1\n    last output:\n      | Traceback:\n      | no^[[2J table\n";
+        assert!(text.contains(down), "{text}");
         assert!(text.contains("1 h 1 m"), "{text}");
         let widest = text.lines().map(|line| line.chars().count()).max();
         assert!(widest <= Some(80), "{widest:?} columns:\n{text}");

@@ -6,8 +6,10 @@ mod backends;
 mod command;
 mod homing;
 mod listen;
+mod output;
 mod protect;
 mod reader;
+mod size;
 mod value;
 
 use std::fs::File;
@@ -17,6 +19,7 @@ use std::path::{self, Path};
 use toml::de::{DeTable, DeValue};
 
 use self::app::Apps;
+pub use self::output::DEFAULT as DEFAULT_OUTPUT;
 use self::reader::{Report, Table, Unsupported};
 use super::location::place;
 use super::{Config, Errors, Problem};

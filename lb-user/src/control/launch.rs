@@ -16,6 +16,7 @@ use super::Signal;
 use super::persist::SavedWorker;
 use crate::config;
 use crate::datapath::Listener;
+use crate::output::{self, stream::Place};
 use crate::routing::Load;
 use crate::worker::{self, Process, Spec, listener, port, probe};
 
@@ -34,28 +35,19 @@ const FOREVER: Duration = Duration::from_secs(24 * 3600);
 /// What a watcher saw.
 pub(super) enum Message {
     /// The worker accepts connections, on these sockets.
-    Ready {
-        backend: BackendId,
-        listeners: Vec<Listener<OwnedFd>>,
-    },
+    Ready { backend: BackendId, listeners: Vec<Listener<OwnedFd>> },
     Exited {
         backend: BackendId,
         how: String,
+        /// The last lines of its output.
+        last_output: Vec<String>,
     },
     /// A ready worker has not answered for a while, or (`None`) does again.
-    Unresponsive {
-        backend: BackendId,
-        reason: Option<String>,
-    },
+    Unresponsive { backend: BackendId, reason: Option<String> },
     /// A remote host answered.
-    Answers {
-        backend: BackendId,
-    },
+    Answers { backend: BackendId },
     /// A remote host did not answer.
-    FellSilent {
-        backend: BackendId,
-        reason: String,
-    },
+    FellSilent { backend: BackendId, reason: String },
 }
 
 /// A process that runs. Dropping it ends its watchers, not the process.
@@ -65,6 +57,8 @@ pub(super) struct Running {
     pub(super) incarnation: u64,
     /// Unix time, seconds.
     pub(super) started_at: u64,
+    /// Where its output begins.
+    output_since: Place,
     pub(super) load: Arc<Load>,
     /// Found, and not enlisted yet.
     pub(super) listeners: Vec<Listener<OwnedFd>>,
@@ -103,6 +97,7 @@ impl Running {
             port: self.address.port(),
             incarnation: self.incarnation,
             started_at: self.started_at,
+            output_since: self.output_since,
             command: app.command.clone(),
         }
     }
@@ -138,7 +133,7 @@ impl Launcher {
 
     /// Where a worker's output goes.
     pub(super) fn log_file(&self, app: &str, number: u32) -> PathBuf {
-        self.log_dir.join(format!("{app}-{number}.log"))
+        output::name::live(&self.log_dir, app, number)
     }
 
     /// Starts a worker and its watchers.
@@ -163,6 +158,7 @@ impl Launcher {
             port,
             log: self.log_file(&app.name, number),
         };
+        let output_since = output::last::mark(&spec.log);
         let spawned = worker::spawn(&spec).map_err(|error| format!("could not be started: {error}"))?;
         let mut incarnation = [0; 8];
         getrandom::fill(&mut incarnation).map_err(|error| format!("could not be named: {error}"))?;
@@ -170,7 +166,7 @@ impl Launcher {
         let process = Process::new(spawned).map_err(|error| format!("could not be watched: {error}"))?;
         let process = Arc::new(process);
         let watchers = [
-            self.watch_exit(backend, Arc::clone(&process)),
+            self.watch_exit(backend, Arc::clone(&process), spec.log, output_since),
             self.watch_readiness(backend, Arc::clone(&process), address, app.health.clone()),
         ];
         let started_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -180,6 +176,7 @@ impl Launcher {
             address,
             incarnation,
             started_at,
+            output_since,
             load: Arc::default(),
             listeners: Vec::new(),
             families: (false, false),
@@ -199,7 +196,8 @@ impl Launcher {
             kill_tree(&process, worker::Signal::KILL);
             return None;
         };
-        let exit = self.watch_exit(backend, Arc::clone(&process));
+        let log = self.log_file(&saved.app, saved.number);
+        let exit = self.watch_exit(backend, Arc::clone(&process), log, saved.output_since);
         let health = watch_health(self.messages(), backend, address, app.health.clone());
         let health = tokio::spawn(health).abort_handle();
         Some(Running {
@@ -207,6 +205,7 @@ impl Launcher {
             address,
             incarnation: saved.incarnation,
             started_at: saved.started_at,
+            output_since: saved.output_since,
             load: Arc::default(),
             listeners,
             families: (false, false),
@@ -214,13 +213,16 @@ impl Launcher {
         })
     }
 
-    fn watch_exit(&self, backend: BackendId, process: Arc<Process>) -> AbortHandle {
+    fn watch_exit(&self, backend: BackendId, process: Arc<Process>, log: PathBuf, output_since: Place) -> AbortHandle {
         let messages = self.messages.clone();
         let watcher = tokio::spawn(async move {
             let how = process.exited().await.to_string();
             // What the worker started goes with it; nobody else would end it.
             kill_tree(&process, worker::Signal::KILL);
-            let _ = messages.send(Message::Exited { backend, how }).await;
+            // A disk may be slow.
+            let last_output = tokio::task::spawn_blocking(move || output::last::lines(&log, output_since));
+            let last_output = last_output.await.unwrap_or_default();
+            let _ = messages.send(Message::Exited { backend, how, last_output }).await;
         });
         watcher.abort_handle()
     }

@@ -8,6 +8,7 @@ mod change;
 pub mod doors;
 mod fixed;
 mod housekeeping;
+mod last_output;
 mod launch;
 pub mod persist;
 mod reload;

@@ -49,6 +49,8 @@ pub struct SavedWorker {
     pub incarnation: u64,
     /// Unix time, seconds.
     pub started_at: u64,
+    /// Where its output begins.
+    pub output_since: i64,
     /// What it was started with; a worker of another command is replaced.
     pub command: Vec<String>,
 }
@@ -143,6 +145,7 @@ pub(super) mod tests {
             port: 40_001,
             incarnation: u64::MAX,
             started_at: 1_700_000_000,
+            output_since: 4_096,
             command: vec!["uvicorn".into(), "--é\"\\ \u{1}".into()],
         };
         let remote = SavedRemote {

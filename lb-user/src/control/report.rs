@@ -157,6 +157,7 @@ impl Runner {
             pid,
             state: worker.state_name().to_owned(),
             reason: worker.reason().map(str::to_owned),
+            last_output: self.last_output.of(&self.config.apps[app].name, worker.number).to_vec(),
             generation: worker.backend.generation(),
             clients: match self.config.apps[app].affinity_in_force() {
                 Affinity::Ip => bound,

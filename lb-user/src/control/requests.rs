@@ -3,12 +3,14 @@
 use super::runner::Runner;
 use super::{Event, reload};
 use crate::admin::server::{Order, Request};
+use crate::output;
 
 impl Runner {
     pub(super) fn answer(&mut self, request: Request) {
         match request {
             Request::Status(answer) => drop(answer.send(self.status())),
             Request::Trace { app, address, answer } => drop(answer.send(self.trace(&app, address))),
+            Request::Output { worker, answer } => drop(answer.send(output::files(&self.config, &worker))),
             Request::Stop { now } => self.stop(now),
             Request::Order(order, answer) => drop(answer.send(self.obey(order))),
         }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::doors::Doors;
 use super::fixed::{self, Fixed};
+use super::last_output::LastOutput;
 use super::launch::{Launcher, Message, Running};
 use super::remotes::{self, Remote};
 use super::saver::Saver;
@@ -23,6 +24,7 @@ use crate::admin::report::KernelPathStatus;
 use crate::admin::server::Request;
 use crate::config::{App, Config};
 use crate::datapath::{Changes, Datapath};
+use crate::output::{Keeper, Policy};
 use crate::proxy::{CookieKeys, Proxy};
 use crate::routing::{Bindings, Notice, Snapshot};
 
@@ -82,6 +84,11 @@ pub struct Runner {
     pub(super) started: Instant,
     pub(super) launcher: Launcher,
     pub(super) saver: Saver,
+    /// Keeps workers' output within its limits.
+    pub(super) keeper: Keeper,
+    /// As the keeper was last told.
+    policy: Policy,
+    pub(super) last_output: LastOutput,
     messages: mpsc::Receiver<Message>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     notices: mpsc::Receiver<Notice>,
@@ -117,6 +124,9 @@ impl Runner {
             file,
             keys,
             saver,
+            keeper: Keeper::start(Policy::of(&config)),
+            policy: Policy::of(&config),
+            last_output: LastOutput::default(),
             config,
             fixed,
             kernel,
@@ -220,9 +230,9 @@ impl Runner {
                 }
                 self.happen(Event::Ready { backend });
             }
-            Message::Exited { backend, how } => {
+            Message::Exited { backend, how, last_output } => {
                 self.running.remove(&backend);
-                self.happen(Event::Exited { backend, how });
+                self.exited(backend, how, last_output);
             }
             Message::Answers { backend } => self.happen(Event::Answers { backend }),
             Message::Unresponsive { backend, reason } => self.happen(Event::Unresponsive { backend, reason }),
@@ -256,9 +266,22 @@ impl Runner {
         }
         if changed {
             self.publish_snapshot();
+            self.say_whose_output_is_kept();
             if !self.adopting {
                 self.save();
             }
+        }
+    }
+
+    fn say_whose_output_is_kept(&mut self) {
+        let mut policy = Policy::of(&self.config);
+        for app in &self.state.apps {
+            let processes = app.workers.iter().filter(|worker| worker.is_process());
+            processes.for_each(|worker| policy.know(&app.spec.name, worker.number));
+        }
+        if policy != self.policy {
+            self.keeper.set(policy.clone());
+            self.policy = policy;
         }
     }
 
@@ -321,10 +344,12 @@ impl Runner {
             Effect::Say { severity, app, number, text } => {
                 let app = &self.config.apps[app].name;
                 let output = self.launcher.log_file(app, number);
+                let output = output.display();
+                let last_output = self.last_output.of_the_end().map(tracing::field::debug);
                 match severity {
                     Severity::Info => tracing::info!(%app, worker = number, "{text}"),
-                    Severity::Warning => tracing::warn!(%app, worker = number, output = %output.display(), "{text}"),
-                    Severity::Error => tracing::error!(%app, worker = number, output = %output.display(), "{text}"),
+                    Severity::Warning => tracing::warn!(%app, worker = number, %output, last_output, "{text}"),
+                    Severity::Error => tracing::error!(%app, worker = number, %output, last_output, "{text}"),
                 }
             }
             Effect::Forget { app } => self.forget(app),

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::NOT_YET_HOMING;
+use super::output;
 use super::reader::{Table, shown};
 use super::value;
 use crate::config::{Homing, KernelPath};
@@ -12,8 +13,19 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// IFNAMSIZ, less the NUL.
 const INTERFACE_BYTES_MAX: usize = 15;
 
-const KNOWN: &[&str] =
-    &["control_socket", "state_dir", "log_dir", "pin_dir", "kernel_path", "interfaces", "bindings", "starts_at_once"];
+const KNOWN: &[&str] = &[
+    "control_socket",
+    "state_dir",
+    "log_dir",
+    "log_max_size",
+    "log_max_age",
+    "log_keep",
+    "pin_dir",
+    "kernel_path",
+    "interfaces",
+    "bindings",
+    "starts_at_once",
+];
 
 const STARTS_MAX: u32 = 1_024;
 const BINDINGS_MIN: u32 = 1_024;
@@ -44,6 +56,7 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
     let interfaces = table.map(interfaces).unwrap_or_default();
     let bindings = table.and_then(|table| table.number("bindings", BINDINGS_MIN, BINDINGS_MAX));
     let starts = table.and_then(|table| table.number("starts_at_once", 1, STARTS_MAX));
+    let output = table.map_or(output::DEFAULT, output::limits);
     Some(Homing {
         control_socket: control_socket?,
         state_dir: state_dir?,
@@ -51,6 +64,7 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
         pin_dir: pin_dir?,
         kernel_path: kernel_path?,
         interfaces,
+        output,
         bindings: bindings.map_or(DEFAULT_BINDINGS, |given| given.value),
         starts_at_once: starts.map_or_else(default_starts, |given| given.value),
     })

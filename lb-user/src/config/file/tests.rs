@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::{Affinity, App, Client, Cookie, Health, KernelPath, Protect, Rate, Secure, Timeouts, Workers};
+use crate::output::Limits;
 
 /// What every app needs, in three lines.
 pub(super) const APP: &str = "[[app]]\nname = \"sales\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\n";
@@ -62,6 +63,7 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
     assert_eq!(config.homing.pin_dir, Path::new("/sys/fs/bpf/homing"));
     assert_eq!(config.homing.kernel_path, KernelPath::Preferred);
     assert_eq!((config.homing.interfaces.len(), config.homing.bindings), (0, 131_072));
+    assert_eq!(config.homing.output, Limits { size_max: 64 << 20, age_max: Duration::from_secs(7 * 86_400), keep: 5 });
 }
 
 #[test]
@@ -72,6 +74,9 @@ fn every_key_is_read() {
         control_socket = "run/c.sock"
         state_dir = "/s"
         log_dir = "logs"
+        log_max_size = "1MiB"
+        log_max_age = "36h"
+        log_keep = 0
         pin_dir = "/sys/fs/bpf/other"
         kernel_path = "required"
         interfaces = ["eth0", "lo"]
@@ -99,6 +104,7 @@ fn every_key_is_read() {
     );
     assert_eq!(config.homing.control_socket, Path::new("/run/c.sock"));
     assert_eq!(config.homing.log_dir, Path::new("/logs"));
+    assert_eq!(config.homing.output, Limits { size_max: 1 << 20, age_max: Duration::from_secs(36 * 3_600), keep: 0 });
     assert_eq!(config.homing.pin_dir, Path::new("/sys/fs/bpf/other"));
     assert_eq!(config.homing.kernel_path, KernelPath::Required);
     assert_eq!(config.homing.interfaces, ["eth0", "lo"]);

@@ -1,0 +1,181 @@
+//! Bytes of several workers as lines on one output, each line whole and, where there are several workers, with its name.
+
+use std::io::{self, Write};
+
+use super::super::plain::plain;
+
+/// A line longer than this is shown in pieces.
+const LINE_BYTES_MAX: usize = 64 << 10;
+/// The terminal's colours that are read well on dark and on light.
+const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
+
+pub(super) struct Printer<W: Write> {
+    out: io::BufWriter<W>,
+    /// Put before each line; empty for one worker alone.
+    prefixes: Vec<String>,
+    is_terminal: bool,
+    /// By worker: what is not a whole line yet.
+    pending: Vec<Vec<u8>>,
+    /// The one worker's line was begun and not ended.
+    in_line: bool,
+}
+
+impl<W: Write> Printer<W> {
+    pub(super) fn new(out: W, ids: &[&str], is_terminal: bool, has_colour: bool) -> Self {
+        let width = ids.iter().map(|id| id.len()).max().unwrap_or(0);
+        let prefix = |(number, id): (usize, &&str)| match (ids.len(), has_colour) {
+            (1, _) => String::new(),
+            (_, false) => format!("{id:width$} | "),
+            (_, true) => format!("\u{1b}[{}m{id:width$} |\u{1b}[0m ", COLOURS[number % COLOURS.len()]),
+        };
+        Self {
+            out: io::BufWriter::new(out),
+            prefixes: ids.iter().enumerate().map(prefix).collect(),
+            is_terminal,
+            pending: vec![Vec::new(); ids.len()],
+            in_line: false,
+        }
+    }
+
+    fn is_alone(&self) -> bool {
+        self.pending.len() == 1
+    }
+
+    pub(super) fn take(&mut self, worker: usize, bytes: &[u8]) -> io::Result<()> {
+        let mut pending = std::mem::take(&mut self.pending[worker]);
+        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
+            pending.extend_from_slice(piece);
+            if pending.last() == Some(&b'\n') {
+                pending.pop();
+                self.line(worker, &pending)?;
+                pending.clear();
+            } else if pending.len() > LINE_BYTES_MAX {
+                let rest = self.part(worker, &pending)?;
+                pending.drain(..pending.len() - rest);
+            }
+        }
+        self.pending[worker] = pending;
+        Ok(())
+    }
+
+    /// Nothing more comes for now: of one worker alone the begun line is shown.
+    pub(super) fn pause(&mut self, worker: usize) -> io::Result<()> {
+        if !self.is_alone() || self.pending[worker].is_empty() {
+            return Ok(());
+        }
+        let mut pending = std::mem::take(&mut self.pending[worker]);
+        let rest = self.part(worker, &pending)?;
+        pending.drain(..pending.len() - rest);
+        self.pending[worker] = pending;
+        Ok(())
+    }
+
+    /// Nothing more comes.
+    pub(super) fn end(&mut self, worker: usize) -> io::Result<()> {
+        let pending = std::mem::take(&mut self.pending[worker]);
+        if !pending.is_empty() && self.is_alone() && !self.is_terminal {
+            // To the byte, as far as it is text.
+            return self.out.write_all(String::from_utf8_lossy(&pending).as_bytes());
+        }
+        if pending.is_empty() && !self.in_line { Ok(()) } else { self.line(worker, &pending) }
+    }
+
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+
+    fn line(&mut self, worker: usize, bytes: &[u8]) -> io::Result<()> {
+        // Ends of lines as some programs write them.
+        let bytes = if self.is_terminal { bytes.strip_suffix(b"\r").unwrap_or(bytes) } else { bytes };
+        self.write(worker, &String::from_utf8_lossy(bytes))?;
+        self.in_line = false;
+        self.out.write_all(b"\n")
+    }
+
+    /// The beginning of a line, up to where it can be told from what may follow; returns how many bytes are left.
+    fn part(&mut self, worker: usize, bytes: &[u8]) -> io::Result<usize> {
+        let mut whole = bytes.len();
+        if let Some(last) =
+            bytes.utf8_chunks().last().map(|chunk| chunk.invalid().to_vec()).filter(|last| !last.is_empty())
+            && std::str::from_utf8(&last).is_err_and(|error| error.error_len().is_none())
+        {
+            whole -= last.len();
+        }
+        if bytes[..whole].last() == Some(&b'\r') {
+            whole -= 1;
+        }
+        if whole > 0 {
+            self.write(worker, &String::from_utf8_lossy(&bytes[..whole]))?;
+            if self.is_alone() {
+                self.in_line = true;
+            } else {
+                self.out.write_all(b"\n")?;
+            }
+        }
+        Ok(bytes.len() - whole)
+    }
+
+    fn write(&mut self, worker: usize, text: &str) -> io::Result<()> {
+        self.out.write_all(self.prefixes[worker].as_bytes())?;
+        if self.is_terminal { self.out.write_all(plain(text).as_bytes()) } else { self.out.write_all(text.as_bytes()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is printed of these pieces, by worker; an empty piece is a pause.
+    fn printed(ids: &[&str], is_terminal: bool, has_colour: bool, pieces: &[(usize, &[u8])]) -> String {
+        let mut out = Vec::new();
+        let mut printer = Printer::new(&mut out, ids, is_terminal, has_colour);
+        for &(worker, bytes) in pieces {
+            if bytes.is_empty() { printer.pause(worker) } else { printer.take(worker, bytes) }.expect("memory");
+        }
+        (0..ids.len()).for_each(|worker| printer.end(worker).expect("memory"));
+        printer.flush().expect("memory");
+        drop(printer);
+        String::from_utf8(out).expect("text")
+    }
+
+    #[test]
+    fn lines_of_several_workers_are_whole_and_have_aligned_names() {
+        let pieces: [(usize, &[u8]); 6] =
+            [(0, b"one "), (1, b"other\nnext"), (0, b""), (1, b""), (0, b"line\n\n"), (1, b" line")];
+        assert_eq!(
+            printed(&["sales/9", "sales/10"], false, false, &pieces),
+            "sales/10 | other\nsales/9  | one line\nsales/9  | \nsales/10 | next line\n"
+        );
+        let coloured = printed(&["a/0", "a/1"], true, true, &[(1, b"x\n")]);
+        assert_eq!(coloured, "\u{1b}[33ma/1 |\u{1b}[0m x\n");
+    }
+
+    #[test]
+    fn one_worker_alone_is_shown_as_it_writes() {
+        assert_eq!(
+            printed(&["a/0"], false, false, &[(0, b"a\nbegun"), (0, b""), (0, b" and ended\nrest")]),
+            "a\nbegun and ended\nrest"
+        );
+        assert_eq!(printed(&["a/0"], true, false, &[(0, b"begun"), (0, b"")]), "begun\n");
+    }
+
+    #[test]
+    fn what_is_no_text_is_replaced_and_a_letter_in_two_pieces_is_one() {
+        let pieces: [(usize, &[u8]); 4] = [(0, b"\xff\xc3"), (0, b""), (0, b"\xa9\n"), (0, b"\xe2\x82\n")];
+        assert_eq!(printed(&["a/0"], false, false, &pieces), "\u{fffd}é\n\u{fffd}\n");
+    }
+
+    #[test]
+    fn orders_to_the_terminal_are_shown_on_one_and_passed_on_elsewhere() {
+        let pieces: [(usize, &[u8]); 3] = [(0, b"\x1b[2Jx\r"), (0, b""), (0, b"\n")];
+        assert_eq!(printed(&["a/0"], true, false, &pieces), "^[[2Jx\n");
+        assert_eq!(printed(&["a/0"], false, false, &pieces), "\u{1b}[2Jx\r\n");
+    }
+
+    #[test]
+    fn a_line_without_end_is_shown_in_pieces() {
+        let piece = [b'x'; 40_000];
+        let shown = printed(&["a/0", "a/1"], false, false, &[(0, &piece), (0, &piece), (0, b"\n")]);
+        assert_eq!(shown.len(), 80_000 + 2 * "a/0 | \n".len());
+    }
+}
