@@ -2,13 +2,15 @@
 //! knows nothing of workers; who calls it needs no `unsafe`.
 #![allow(unsafe_code)]
 
-use std::io;
+use std::fs::File;
+use std::io::{self, PipeReader, PipeWriter, Read as _};
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid};
+use rustix::process::{Gid, Resource, Rlimit, Uid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -24,26 +26,147 @@ pub(crate) struct Identity {
     pub(crate) groups: Vec<Gid>,
 }
 
-/// Makes the program start as the leader of a session of its own, as `identity` where given, with no capabilities lent
-/// to homing by its service manager and no descriptors but the standard three.
-pub(crate) fn detach(command: &mut Command, identity: Option<Identity>) {
-    let prepare = move || {
-        rustix::process::setsid()?;
-        close_private_fds_on_exec()?;
-        clear_ambient_capabilities()?;
-        if let Some(identity) = &identity {
-            // The user last: whoever is no longer root can change no groups.
-            rustix::thread::set_thread_groups(&identity.groups)?;
-            rustix::thread::set_thread_res_gid(identity.gid, identity.gid, identity.gid)?;
-            rustix::thread::set_thread_res_uid(identity.uid, identity.uid, identity.uid)?;
+/// What a program is given and denied before it starts.
+#[derive(Debug)]
+pub(crate) struct Confinement {
+    /// homing's own where absent.
+    pub(crate) identity: Option<Identity>,
+    /// The `cgroup.procs` of each control group that it is to be in, open for writing.
+    pub(crate) groups: Vec<File>,
+    pub(crate) limits: Vec<(Resource, Rlimit)>,
+    pub(crate) umask: u32,
+    pub(crate) no_new_privileges: bool,
+    /// Takes back what protects homing itself from the kernel's choice when memory runs out.
+    pub(crate) expendable: bool,
+}
+
+/// What was being done for a program when it could not be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Detach,
+    JoinGroups,
+    /// The limit of this place in [`Confinement::limits`].
+    Limit(usize),
+    Identity,
+    Privileges,
+}
+
+/// Says how far a child came that could not become its program.
+pub(crate) struct Progress {
+    reader: PipeReader,
+}
+
+impl Progress {
+    /// The step that failed; nothing when all succeeded, so that it was the program itself. To be asked once, after the
+    /// command was dropped, which holds the pipe's other end.
+    pub(crate) fn failed_step(mut self) -> Option<Step> {
+        let mut step = [0];
+        self.reader.read_exact(&mut step).ok()?;
+        Some(match step[0] {
+            0 => Step::Detach,
+            1 => Step::JoinGroups,
+            2 => Step::Identity,
+            3 => Step::Privileges,
+            limit => Step::Limit(usize::from(limit - FIRST_LIMIT)),
+        })
+    }
+}
+
+const FIRST_LIMIT: u8 = 4;
+
+impl Step {
+    fn code(self) -> u8 {
+        match self {
+            Self::Detach => 0,
+            Self::JoinGroups => 1,
+            Self::Identity => 2,
+            Self::Privileges => 3,
+            Self::Limit(number) => FIRST_LIMIT + number as u8,
         }
-        Ok(())
+    }
+}
+
+/// Makes the program start as the leader of a session of its own, confined as said, with every signal as it is at birth,
+/// no capabilities lent to homing by its service manager and no descriptors but the standard three.
+pub(crate) fn detach(command: &mut Command, confinement: Confinement) -> io::Result<Progress> {
+    let (reader, writer) = io::pipe()?;
+    let prepare = move || {
+        confine(&confinement).map_err(|(step, errno)| {
+            say_step(&writer, step);
+            io::Error::from(errno)
+        })
     };
     // SAFETY: between fork and exec only async-signal-safe calls are allowed. `prepare` makes plain system calls on data
     // that was allocated before the fork; it allocates nothing, takes no lock, and its errors are bare numbers. That the
     // identity calls change one thread only is no concern: the child has only this one.
     unsafe {
         command.pre_exec(prepare);
+    }
+    Ok(Progress { reader })
+}
+
+fn say_step(writer: &PipeWriter, step: Step) {
+    // The error itself goes another way; without its step it is only less clear.
+    let _ = rustix::io::write(writer, &[step.code()]);
+}
+
+/// Runs in the child.
+fn confine(confinement: &Confinement) -> Result<(), (Step, Errno)> {
+    let at = |step| move |errno| (step, errno);
+    // Before anything else, so that nothing that the child does or starts is ever outside.
+    for group in &confinement.groups {
+        // 0 stands for the writer.
+        rustix::io::write(group, b"0").map_err(at(Step::JoinGroups))?;
+    }
+    reset_signals();
+    rustix::process::setsid().map_err(at(Step::Detach))?;
+    close_private_fds_on_exec().map_err(at(Step::Detach))?;
+    clear_ambient_capabilities().map_err(at(Step::Detach))?;
+    if confinement.expendable {
+        become_expendable().map_err(at(Step::Detach))?;
+    }
+    rustix::process::umask(Mode::from_raw_mode(confinement.umask));
+    // As root, who alone may raise them.
+    for (number, (resource, limit)) in confinement.limits.iter().enumerate() {
+        rustix::process::setrlimit(*resource, *limit).map_err(at(Step::Limit(number)))?;
+    }
+    if let Some(identity) = &confinement.identity {
+        // The user last: whoever is no longer root can change no groups.
+        rustix::thread::set_thread_groups(&identity.groups).map_err(at(Step::Identity))?;
+        rustix::thread::set_thread_res_gid(identity.gid, identity.gid, identity.gid).map_err(at(Step::Identity))?;
+        rustix::thread::set_thread_res_uid(identity.uid, identity.uid, identity.uid).map_err(at(Step::Identity))?;
+    }
+    if confinement.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).map_err(at(Step::Privileges))?;
+    }
+    Ok(())
+}
+
+fn become_expendable() -> Result<(), Errno> {
+    let file = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, b"0").map(drop)
+}
+
+/// Signals that homing's own parent ignored (nohup, a shell's background job) or blocked stay so over an exec, and the
+/// program could not be asked to end.
+fn reset_signals() {
+    /// At least `struct sigaction` as the kernel has it, on any machine: the default for a signal is all zeros.
+    const DEFAULT: [usize; 4] = [0; 4];
+    const SIGNAL_MAX: usize = 64;
+    const SET_BYTES: usize = SIGNAL_MAX / 8;
+    let (default, none) = (DEFAULT, [0_u8; SET_BYTES]);
+    let nowhere = std::ptr::null_mut::<libc::c_void>();
+    for number in 1..=SIGNAL_MAX {
+        // Not the C library's function, which leaves out two that it keeps for itself.
+        // SAFETY: sets the default disposition, no handler, from a whole structure that outlives the call; the kernel
+        // refuses, without effect, the signals that cannot be set. A plain system call, so async-signal-safe.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, number, &raw const default, nowhere, SET_BYTES);
+        }
+    }
+    // SAFETY: the set has the size that is given and outlives the call. A plain system call, so async-signal-safe.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, nowhere, SET_BYTES);
     }
 }
 
@@ -154,7 +277,7 @@ pub(crate) fn lookup_programs(namespace: BorrowedFd<'_>) -> io::Result<Vec<u32>>
 }
 
 /// A descriptor that homing itself was started with, by someone who forgot O_CLOEXEC, must not reach the workers.
-fn close_private_fds_on_exec() -> io::Result<()> {
+fn close_private_fds_on_exec() -> Result<(), Errno> {
     // SAFETY: takes integers only, and marks descriptors rather than closing them, so nobody's descriptor goes away here.
     let answer = unsafe {
         libc::syscall(
@@ -167,17 +290,17 @@ fn close_private_fds_on_exec() -> io::Result<()> {
     if answer == 0 {
         return Ok(());
     }
-    match io::Error::last_os_error() {
+    match io::Error::last_os_error().raw_os_error() {
         // Linux before 5.11 (no such flag) or before 5.9 (no such call): homing's own descriptors carry O_CLOEXEC anyway.
-        error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) => Ok(()),
-        error => Err(error),
+        Some(libc::ENOSYS | libc::EINVAL) | None => Ok(()),
+        Some(number) => Err(Errno::from_raw_os_error(number)),
     }
 }
 
-fn clear_ambient_capabilities() -> io::Result<()> {
+fn clear_ambient_capabilities() -> Result<(), Errno> {
     match rustix::thread::clear_ambient_capability_set() {
         // Kernels before 4.3 have none to clear.
         Ok(()) | Err(Errno::INVAL) => Ok(()),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }

@@ -52,7 +52,18 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
         (
             "e2e",
             options.e2e,
-            &["e2e", "affinity", "refusals", "backends", "promotion", "protection", "devices", "changes", "scheduling"],
+            &[
+                "e2e",
+                "affinity",
+                "refusals",
+                "backends",
+                "promotion",
+                "protection",
+                "devices",
+                "changes",
+                "scheduling",
+                "isolation",
+            ],
         ),
         ("apps", options.apps, &["apps"]),
     ];

@@ -12,6 +12,7 @@ pub struct Status {
     pub pid: u32,
     pub uptime_seconds: u64,
     pub kernel_path: KernelPathStatus,
+    pub isolation: IsolationStatus,
     pub apps: Vec<AppStatus>,
     pub counters: BTreeMap<String, u64>,
 }
@@ -25,6 +26,26 @@ pub struct KernelPathStatus {
     /// sk_lookup programs of others in this network namespace, by name and id.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_lookups: Vec<String>,
+}
+
+/// How this machine lets homing keep workers together and apart.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct IsolationStatus {
+    /// How all processes of a worker are known: v2 or v1 (cgroups), or proc.
+    pub processes: WayStatus,
+    /// Who keeps workers.memory_max: v2, v1, or homing by polling.
+    pub memory: WayStatus,
+    /// Who keeps workers.cpu_weight: v2, v1 or none.
+    pub cpu: WayStatus,
+    /// Between homing's own looks at memory.
+    pub polling_ms: u64,
+}
+
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct WayStatus {
+    pub by: String,
+    /// Why not by cgroups.
+    pub reason: Option<String>,
 }
 
 #[derive(Serialize, Deserialize, Debug, Clone)]

@@ -13,7 +13,7 @@ pub(super) fn check(path: &Path) -> u8 {
             let missing = datapath::missing();
             let has_kernel_path = config.homing.kernel_path != KernelPath::Off && missing.is_none();
             let others = if has_kernel_path { datapath::others(&config) } else { Vec::new() };
-            print!("{}", render(path, &config, missing.as_deref(), &others));
+            print!("{}", render(path, &config, missing.as_deref(), &others, nix::unistd::geteuid().is_root()));
             DONE
         }
         Err(errors) => {
@@ -24,7 +24,8 @@ pub(super) fn check(path: &Path) -> u8 {
 }
 
 /// `missing`: what this machine, or this user, lacks for the kernel path. `others`: whose programs are where homing's go.
-fn render(path: &Path, config: &Config, missing: Option<&str>, others: &[String]) -> String {
+/// `is_root`: who asks, and so would run it.
+fn render(path: &Path, config: &Config, missing: Option<&str>, others: &[String], is_root: bool) -> String {
     let mut out = String::new();
     let apps = if config.apps.len() == 1 { "1 app" } else { &format!("{} apps", config.apps.len()) };
     let _ = writeln!(out, "{}: no errors, {apps}", path.display());
@@ -55,6 +56,9 @@ fn render(path: &Path, config: &Config, missing: Option<&str>, others: &[String]
         if !app.command.is_empty() {
             let _ = writeln!(out, "  workers   {}", workers(app));
             let _ = writeln!(out, "  command   {}", app.command.join(" "));
+            if is_root && app.user.as_deref().is_none_or(|user| user == "root") {
+                let _ = writeln!(out, "  note      its workers run as root; give it a `user` that owns nothing else");
+            }
         }
         for backend in &app.backends {
             let Backend { address, forward, weight } = backend;

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -62,8 +63,8 @@ pub(super) fn log_to_stderr(level: &str) {
 /// says so.
 pub(super) async fn serve(file: Option<PathBuf>, config: Config, ready: impl FnOnce(&str)) -> anyhow::Result<()> {
     let homing = &config.homing;
-    make_dir(&homing.state_dir, "state_dir")?;
-    make_dir(&homing.log_dir, "log_dir")?;
+    make_dir(&homing.state_dir, "state_dir", 0o700)?;
+    make_dir(&homing.log_dir, "log_dir", 0o750)?;
     let _lock = lock(&homing.state_dir)?;
     let listeners = bind_all(&config)?;
     let keys = CookieKeys::load_or_create(&homing.state_dir)?;
@@ -103,15 +104,20 @@ impl Drop for Remove {
     }
 }
 
-fn make_dir(path: &Path, key: &str) -> anyhow::Result<()> {
-    fs::create_dir_all(path)
+/// One that is there keeps its mode: it may hold more than homing's files.
+fn make_dir(path: &Path, key: &str, mode: u32) -> anyhow::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
         .with_context(|| format!("cannot make {}; run homing as root or set homing.{key}", path.display()))
 }
 
 /// Held while homing runs: two homings on one state directory would fight over workers and pins.
 fn lock(state_dir: &Path) -> anyhow::Result<fs::File> {
     let path = state_dir.join("lock");
-    let mut file = fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path)?;
+    let mut file =
+        fs::OpenOptions::new().create(true).mode(0o600).truncate(false).read(true).write(true).open(&path)?;
     if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
         let holder = fs::read_to_string(&path).unwrap_or_default();
         return Err(anyhow!(

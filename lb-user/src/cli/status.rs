@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::plain::plain;
 use crate::admin::client::{self, AskError};
-use crate::admin::report::{AppStatus, Status, WorkerStatus};
+use crate::admin::report::{AppStatus, IsolationStatus, Status, WayStatus, WorkerStatus};
 
 pub(super) async fn status(socket: PathBuf, json: bool) -> Result<(), AskError> {
     let status: Status = client::get(&socket, "/v1/status").await?;
@@ -41,6 +41,7 @@ fn render(status: &Status, now: u64) -> String {
     } else {
         let _ = writeln!(out, "kernel path: off; {}", kernel.reason.as_deref().unwrap_or("no reason given"));
     }
+    render_isolation(&mut out, &status.isolation);
     let refused = refused(status);
     if !refused.is_empty() {
         let _ = writeln!(out, "refused new connections: {}", refused.join(", "));
@@ -49,6 +50,23 @@ fn render(status: &Status, now: u64) -> String {
         render_app(&mut out, app, now);
     }
     out
+}
+
+fn render_isolation(out: &mut String, isolation: &IsolationStatus) {
+    let name = |way: &WayStatus| match way.by.as_str() {
+        "v1" | "v2" => format!("cgroup {}", way.by),
+        "proc" => "/proc".to_owned(),
+        "polling" => format!("polling ({} ms)", isolation.polling_ms),
+        _ => "nobody".to_owned(),
+    };
+    let IsolationStatus { processes, memory, cpu, .. } = isolation;
+    let _ =
+        writeln!(out, "isolation: processes by {}, memory by {}, cpu by {}", name(processes), name(memory), name(cpu));
+    let mut reasons: Vec<&str> = [processes, memory, cpu].into_iter().filter_map(|way| way.reason.as_deref()).collect();
+    reasons.dedup();
+    for reason in reasons {
+        let _ = writeln!(out, "  {reason}");
+    }
 }
 
 /// What protection has kept out.
@@ -175,6 +193,12 @@ mod tests {
                 interfaces: vec![],
                 other_lookups: vec![],
             },
+            isolation: IsolationStatus {
+                processes: WayStatus { by: "v2".into(), reason: None },
+                memory: WayStatus { by: "polling".into(), reason: Some("no memory controller".into()) },
+                cpu: WayStatus { by: "none".into(), reason: Some("no memory controller".into()) },
+                polling_ms: 500,
+            },
             apps: vec![AppStatus {
                 name: "sales".into(),
                 listen_udp: vec![],
@@ -198,6 +222,9 @@ mod tests {
         assert!(text.contains("up 1 d 1 h"), "{text}");
         let down = "\n    exited with status 1\n    last output:\n      | Traceback:\n      | no^[[2J table\n";
         assert!(text.contains(down), "{text}");
+        let isolation =
+            "isolation: processes by cgroup v2, memory by polling (500 ms), cpu by nobody\n  no memory controller\n\n";
+        assert!(text.contains(isolation), "{text}");
         assert!(text.contains("1 h 1 m"), "{text}");
         let widest = text.lines().map(|line| line.chars().count()).max();
         assert!(widest <= Some(80), "{widest:?} columns:\n{text}");

@@ -5,6 +5,7 @@ mod app;
 mod backends;
 mod command;
 mod homing;
+mod isolation;
 mod listen;
 mod output;
 mod protect;
@@ -133,7 +134,6 @@ fn rendered(text: &str, name: &str, syntax_errors: &[toml::de::Error], mut findi
 
 /// Keys that the documentation of homing's later versions knows.
 const NOT_YET_HOMING: Unsupported = &["metrics"];
-const NOT_YET_WORKERS: Unsupported = &["memory_max"];
 
 #[cfg(test)]
 mod mistakes;

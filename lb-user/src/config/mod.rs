@@ -3,6 +3,7 @@
 
 mod errors;
 pub mod file;
+pub mod isolation;
 mod location;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use errors::{Errors, Problem};
+pub use isolation::Isolation;
 
 /// A whole configuration file.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +32,8 @@ pub struct Homing {
     pub log_dir: PathBuf,
     /// Where programs, maps and links are pinned: a directory on a BPF file system.
     pub pin_dir: PathBuf,
+    /// Whether workers get control groups of their own where the machine allows it.
+    pub cgroups: Cgroups,
     pub kernel_path: KernelPath,
     /// Interfaces for XDP; empty: those that carry the listen addresses.
     pub interfaces: Vec<String>,
@@ -51,6 +55,13 @@ pub enum KernelPath {
     Off,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cgroups {
+    /// Where they can be made; else workers are watched by way of /proc.
+    Preferred,
+    Off,
+}
+
 /// One `[[app]]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct App {
@@ -68,6 +79,7 @@ pub struct App {
     pub directory: PathBuf,
     pub user: Option<String>,
     pub env: BTreeMap<String, String>,
+    pub isolation: Isolation,
     pub workers: Workers,
     pub timeouts: Timeouts,
     pub health: Health,
@@ -162,6 +174,8 @@ pub struct Timeouts {
     pub idle: Option<Duration>,
     /// A draining worker is stopped after this, whoever is still connected.
     pub drain: Duration,
+    /// From the stop signal to SIGKILL.
+    pub stop: Duration,
     /// A binding without connections is forgotten after this.
     pub affinity: Duration,
 }

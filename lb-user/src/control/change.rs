@@ -21,7 +21,7 @@ pub(super) fn watch_remotes(state: &mut State, app: usize, now: Moment, effects:
 
 pub(super) fn drain(state: &mut State, app: usize, number: Option<u32>, now: Moment, effects: &mut Vec<Effect>) {
     let it = &mut state.apps[app];
-    let deadline = now + it.spec.drain;
+    let (deadline, grace) = (now + it.spec.drain, it.spec.stop);
     let mut spare = it.spec.max.saturating_sub(it.serving());
     for worker in it.workers.iter_mut().filter(|worker| number.is_none_or(|n| worker.number == n)) {
         if worker.is_process() && !worker.counts() {
@@ -38,7 +38,7 @@ pub(super) fn drain(state: &mut State, app: usize, number: Option<u32>, now: Mom
             }
             // Nobody here sees when the last of a remote host's clients leaves, and its end is not homing's.
             (Phase::Ready, false) => worker.enter(Phase::Draining { deadline: Moment::MAX, idle: false }, now),
-            (_, true) => worker.give_up(now, effects),
+            (_, true) => worker.give_up(grace, now, effects),
             _ => {}
         }
     }
@@ -76,7 +76,7 @@ pub(super) fn drain_replaced(app: &mut App, old: BackendId, now: Moment) {
 pub(super) fn scale(state: &mut State, app: usize, min: u32, max: u32, now: Moment, effects: &mut Vec<Effect>) {
     let it = &mut state.apps[app];
     (it.spec.min, it.spec.max) = (min, max);
-    let deadline = now + it.spec.drain;
+    let (deadline, grace) = (now + it.spec.drain, it.spec.stop);
     let mut surplus = it.serving().saturating_sub(max);
     for worker in it.workers.iter_mut().rev().filter(|worker| worker.is_process() && worker.counts()) {
         if surplus == 0 {
@@ -86,7 +86,7 @@ pub(super) fn scale(state: &mut State, app: usize, min: u32, max: u32, now: Mome
         worker.drained = false;
         match worker.phase {
             Phase::Ready => worker.enter(Phase::Draining { deadline, idle: false }, now),
-            _ => worker.give_up(now, effects),
+            _ => worker.give_up(grace, now, effects),
         }
     }
     publish_ring(it, app, now, effects);
@@ -197,7 +197,7 @@ pub(super) fn stop(state: &mut State, at_once: bool, now: Moment, effects: &mut 
 }
 
 fn end_workers(app: &mut App, at_once: bool, now: Moment, effects: &mut Vec<Effect>) {
-    let deadline = now + app.spec.drain;
+    let (deadline, grace) = (now + app.spec.drain, app.spec.stop);
     for worker in &mut app.workers {
         worker.replaces = None;
         if !worker.is_process() {
@@ -213,8 +213,8 @@ fn end_workers(app: &mut App, at_once: bool, now: Moment, effects: &mut Vec<Effe
             Phase::Draining { idle: true, .. } if !at_once => {
                 worker.enter(Phase::Draining { deadline, idle: false }, now);
             }
-            Phase::Ready | Phase::Starting { .. } => worker.end(After::Stop, now, effects),
-            Phase::Draining { .. } | Phase::Leaving { .. } if at_once => worker.end(After::Stop, now, effects),
+            Phase::Ready | Phase::Starting { .. } => worker.end(After::Stop, grace, now, effects),
+            Phase::Draining { .. } | Phase::Leaving { .. } if at_once => worker.end(After::Stop, grace, now, effects),
             Phase::Queued | Phase::Backoff { .. } | Phase::Failed { .. } => worker.enter(Phase::Stopped, now),
             Phase::Draining { .. }
             | Phase::Leaving { .. }

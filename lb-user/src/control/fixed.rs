@@ -37,6 +37,7 @@ pub(super) fn spec(id: u32, app: &App) -> AppSpec {
         start: app.timeouts.start,
         idle: app.timeouts.idle,
         drain: app.timeouts.drain,
+        stop: app.timeouts.stop,
         ring_len: ring_len(app),
         remotes: app.backends.iter().map(remotes::member).collect(),
     }

@@ -13,11 +13,14 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::Signal;
+use super::confinement::{Asked, Confinement, kill_tree, stop_signal};
 use super::persist::SavedWorker;
 use crate::config;
 use crate::datapath::Listener;
 use crate::output::{self, stream::Place};
 use crate::routing::Load;
+use crate::worker::memory::Watch;
+use crate::worker::spawn::SpawnError;
 use crate::worker::{self, Process, Spec, listener, port, probe};
 
 /// Messages under way from watchers to the runner; they wait when it is busy.
@@ -50,6 +53,14 @@ pub(super) enum Message {
     FellSilent { backend: BackendId, reason: String },
 }
 
+/// A worker, and where its output is.
+struct Writer {
+    /// APP/N.
+    name: String,
+    log: PathBuf,
+    since: Place,
+}
+
 /// A process that runs. Dropping it ends its watchers, not the process.
 pub(super) struct Running {
     pub(super) process: Arc<Process>,
@@ -64,6 +75,9 @@ pub(super) struct Running {
     pub(super) listeners: Vec<Listener<OwnedFd>>,
     /// Address families that its listening sockets take: IPv4, IPv6.
     pub(super) families: (bool, bool),
+    /// Asks it to end.
+    stop_signal: worker::Signal,
+    asked: Asked,
     watchers: [AbortHandle; 2],
 }
 
@@ -74,7 +88,10 @@ impl Running {
 
     pub(super) fn signal(&self, signal: Signal) {
         let signal = match signal {
-            Signal::Terminate => worker::Signal::TERM,
+            Signal::Terminate => {
+                self.asked.set();
+                self.stop_signal
+            }
             Signal::Kill => worker::Signal::KILL,
         };
         kill_tree(&self.process, signal);
@@ -114,12 +131,14 @@ pub(super) struct Launcher {
     /// Whether listening sockets are wanted for the kernel path.
     find_listeners: bool,
     messages: mpsc::Sender<Message>,
+    pub(super) confinement: Confinement,
 }
 
 impl Launcher {
     pub(super) fn new(homing: &config::Homing, find_listeners: bool) -> (Self, mpsc::Receiver<Message>) {
         let (messages, receiver) = mpsc::channel(MESSAGES_MAX);
-        (Self { log_dir: homing.log_dir.clone(), find_listeners, messages }, receiver)
+        let confinement = Confinement::open(homing);
+        (Self { log_dir: homing.log_dir.clone(), find_listeners, messages, confinement }, receiver)
     }
 
     pub(super) fn finds_listeners(&self) -> bool {
@@ -155,22 +174,33 @@ impl Launcher {
             directory: app.directory.clone(),
             user: app.user.clone(),
             env: app.env.clone(),
+            isolation: app.isolation.clone(),
             port,
             log: self.log_file(&app.name, number),
         };
         let output_since = output::last::mark(&spec.log);
-        let spawned = worker::spawn(&spec).map_err(|error| format!("could not be started: {error}"))?;
         let mut incarnation = [0; 8];
         getrandom::fill(&mut incarnation).map_err(|error| format!("could not be named: {error}"))?;
+        let incarnation = u64::from_ne_bytes(incarnation);
+        let (group, watch) = self.confinement.make(app, number, incarnation);
+        let (spawned, watch) = match worker::spawn(&spec, group) {
+            Err(SpawnError::Group { source, .. }) => {
+                tracing::warn!(app = %app.name, worker = number, error = %source, "it could not join its cgroup; started without");
+                (worker::spawn(&spec, None), Watch { by_kernel: false, ..watch })
+            }
+            outcome => (outcome, watch),
+        };
+        let spawned = spawned.map_err(|error| format!("could not be started: {error}"))?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let process = Process::new(spawned).map_err(|error| format!("could not be watched: {error}"))?;
         let process = Arc::new(process);
+        let asked = Asked::default();
+        let worker = Writer { name: format!("{}/{number}", app.name), log: spec.log, since: output_since };
         let watchers = [
-            self.watch_exit(backend, Arc::clone(&process), spec.log, output_since),
+            self.watch_exit(backend, Arc::clone(&process), watch, asked.clone(), worker),
             self.watch_readiness(backend, Arc::clone(&process), address, app.health.clone()),
         ];
         let started_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let incarnation = u64::from_ne_bytes(incarnation);
         Ok(Running {
             process,
             address,
@@ -180,6 +210,8 @@ impl Launcher {
             load: Arc::default(),
             listeners: Vec::new(),
             families: (false, false),
+            stop_signal: stop_signal(app),
+            asked,
             watchers,
         })
     }
@@ -187,17 +219,25 @@ impl Launcher {
     /// Takes over a worker of an earlier run, if it still is that process and accepts connections. One that is
     /// no `app` wants any more is ended.
     pub(super) fn adopt(&self, saved: &SavedWorker, backend: BackendId, app: Option<&config::App>) -> Option<Running> {
-        let process = Arc::new(Process::adopt(saved.pid, saved.start_time).ok().flatten()?);
+        let kin = self.confinement.find(saved);
+        let process = Arc::new(Process::adopt(saved.pid, saved.start_time, kin).ok().flatten()?);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, saved.port));
         let listeners = find(&process, saved.port).unwrap_or_default();
         let is_listening =
             if self.find_listeners { !listeners.is_empty() } else { std::net::TcpStream::connect(address).is_ok() };
         let Some(app) = app.filter(|_| is_listening) else {
             kill_tree(&process, worker::Signal::KILL);
+            self.confinement.clearing().after(process);
             return None;
         };
-        let log = self.log_file(&saved.app, saved.number);
-        let exit = self.watch_exit(backend, Arc::clone(&process), log, saved.output_since);
+        let watch = self.confinement.bound(app, saved.number, process.kin().group.as_ref());
+        let asked = Asked::default();
+        let worker = Writer {
+            name: format!("{}/{}", saved.app, saved.number),
+            log: self.log_file(&saved.app, saved.number),
+            since: saved.output_since,
+        };
+        let exit = self.watch_exit(backend, Arc::clone(&process), watch, asked.clone(), worker);
         let health = watch_health(self.messages(), backend, address, app.health.clone());
         let health = tokio::spawn(health).abort_handle();
         Some(Running {
@@ -209,18 +249,30 @@ impl Launcher {
             load: Arc::default(),
             listeners,
             families: (false, false),
+            stop_signal: stop_signal(app),
+            asked,
             watchers: [exit, health],
         })
     }
 
-    fn watch_exit(&self, backend: BackendId, process: Arc<Process>, log: PathBuf, output_since: Place) -> AbortHandle {
+    fn watch_exit(
+        &self,
+        backend: BackendId,
+        process: Arc<Process>,
+        watch: Watch,
+        asked: Asked,
+        worker: Writer,
+    ) -> AbortHandle {
         let messages = self.messages.clone();
+        let clearing = self.confinement.clearing();
         let watcher = tokio::spawn(async move {
-            let how = process.exited().await.to_string();
+            let how = watch.until_end(&process, |said| tracing::warn!(worker = %worker.name, "{said}")).await;
+            asked.wait_for_others(&process).await;
             // What the worker started goes with it; nobody else would end it.
             kill_tree(&process, worker::Signal::KILL);
+            clearing.after(process);
             // A disk may be slow.
-            let last_output = tokio::task::spawn_blocking(move || output::last::lines(&log, output_since));
+            let last_output = tokio::task::spawn_blocking(move || output::last::lines(&worker.log, worker.since));
             let last_output = last_output.await.unwrap_or_default();
             let _ = messages.send(Message::Exited { backend, how, last_output }).await;
         });
@@ -292,12 +344,6 @@ async fn watch_health(
         if messages.send(Message::Unresponsive { backend, reason }).await.is_err() {
             return;
         }
-    }
-}
-
-fn kill_tree(process: &Process, signal: worker::Signal) {
-    if let Err(error) = process.kill_tree(signal) {
-        tracing::warn!(pid = process.pid(), ?signal, %error, "a worker could not be signalled");
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod backends;
 mod change;
+mod confinement;
 pub mod doors;
 mod fixed;
 mod housekeeping;

@@ -219,7 +219,8 @@ fn touched(file: PathBuf) -> Option<SystemTime> {
 
 /// What a process is given at its start.
 fn needs_restart(old: &App, new: &App) -> bool {
-    (&old.command, &old.directory, &old.user, &old.env) != (&new.command, &new.directory, &new.user, &new.env)
+    let given = |app: &App| (app.command.clone(), app.directory.clone(), app.user.clone(), app.env.clone());
+    given(old) != given(new) || old.isolation != new.isolation
 }
 
 /// What of `[homing]` a running homing cannot change.
@@ -229,6 +230,7 @@ fn check_homing(old: &Homing, new: &Homing) -> Result<(), String> {
         ("state_dir", old.state_dir != new.state_dir),
         ("log_dir", old.log_dir != new.log_dir),
         ("pin_dir", old.pin_dir != new.pin_dir),
+        ("cgroups", old.cgroups != new.cgroups),
         ("kernel_path", old.kernel_path != new.kernel_path),
         ("bindings", old.bindings != new.bindings),
         ("starts_at_once", old.starts_at_once != new.starts_at_once),

@@ -59,6 +59,7 @@ impl Runner {
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
             kernel_path: self.kernel_status.clone(),
+            isolation: self.launcher.confinement.status(),
             apps: (0..self.state.apps.len()).map(|app| self.app_status(app, &clients)).collect(),
             counters,
         }

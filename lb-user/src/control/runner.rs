@@ -205,6 +205,7 @@ impl Runner {
             }
         }
         self.doors.end().await;
+        self.launcher.confinement.finish().await;
         self.saver.finish().await;
         if let Kernel::On(datapath) = self.kernel {
             datapath.close()?;

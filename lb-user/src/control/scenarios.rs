@@ -14,6 +14,7 @@ use super::{Effect, Event, Moment, Severity, Signal, step};
 
 const START: Duration = Duration::from_secs(60);
 const DRAIN: Duration = Duration::from_secs(600);
+const STOP: Duration = Duration::from_secs(7);
 
 fn spec(id: u32, min: u32, max: u32) -> AppSpec {
     AppSpec {
@@ -26,6 +27,7 @@ fn spec(id: u32, min: u32, max: u32) -> AppSpec {
         start: START,
         idle: None,
         drain: DRAIN,
+        stop: STOP,
         ring_len: 509,
         remotes: Vec::new(),
     }
@@ -231,7 +233,8 @@ fn a_command_that_never_listens_is_ended_then_killed_and_the_reason_says_so() {
     let backend = control.backend(0);
     let effects = control.after(START);
     assert!(effects.contains(&Effect::Signal { backend, signal: Signal::Terminate }));
-    let effects = control.after(Duration::from_secs(5));
+    assert_eq!(control.after(STOP - Duration::from_millis(1)), [], "it has its time");
+    let effects = control.after(Duration::from_millis(1));
     assert_eq!(effects, [Effect::Signal { backend, signal: Signal::Kill }]);
     control.event(Event::Exited { backend, how: "was killed by signal 9".into() });
     let reason = "did not accept connections on its port within 60 s of its start";

@@ -144,7 +144,9 @@ pub(super) fn load(state: &mut State, connections: &[(BackendId, u64)], now: Mom
             match worker.phase {
                 Phase::Draining { idle: true, .. } if count > 0 => back.push(worker.backend),
                 // Nobody is under way to a homing that stops.
-                Phase::Draining { .. } if count == 0 && is_process && stopping => worker.end(After::Stop, now, effects),
+                Phase::Draining { .. } if count == 0 && is_process && stopping => {
+                    worker.end(After::Stop, spec.stop, now, effects);
+                }
                 Phase::Draining { idle, .. } if count == 0 && is_process => worker.leave(idle, now, effects),
                 _ => {}
             }

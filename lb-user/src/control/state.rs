@@ -41,6 +41,8 @@ pub struct AppSpec {
     /// A worker without connections is ended after this; `None`: never.
     pub idle: Option<Duration>,
     pub drain: Duration,
+    /// From the polite signal to the other.
+    pub stop: Duration,
     pub ring_len: u32,
     /// Remote hosts, in the order of the configuration.
     pub remotes: Vec<Remote>,

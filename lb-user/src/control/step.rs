@@ -19,8 +19,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const FAILED_RETRY: Duration = Duration::from_secs(30);
 /// … and by itself this long after that: others may serve all requests.
 pub(super) const FAILED_AGAIN: Duration = Duration::from_secs(270);
-/// Between the polite signal and the other.
-const TERMINATE_GRACE: Duration = Duration::from_secs(5);
+/// Between SIGKILLs to a worker that does not go: it may wait for a disk or a network file system.
+const KILL_AGAIN: Duration = Duration::from_secs(5);
 /// From the moment when a worker can be chosen no more to the last look at its connections: longer than a handshake that
 /// was under way, and than the time between two looks.
 const LEAVING: Duration = Duration::from_secs(1);
@@ -65,7 +65,8 @@ pub fn step(mut state: State, event: Event, now: Moment) -> (State, Vec<Effect>)
                 let it = &mut state.apps[app];
                 if replaced.is_some() && it.serving() > it.spec.max {
                     // Its predecessor was taken away meanwhile, and nobody misses that one.
-                    it.process(number).end(After::Stop, now, out);
+                    let grace = it.spec.stop;
+                    it.process(number).end(After::Stop, grace, now, out);
                 } else {
                     out.push(Effect::Enlist { backend });
                 }
@@ -201,7 +202,7 @@ fn ended(state: &mut State, app: usize, backend: BackendId, how: String, now: Mo
         // From now on it stands for itself, where there is a place.
         (successor.replaces, is_replaced) = (None, true);
         if spare == 0 {
-            successor.give_up(now, effects);
+            successor.give_up(it.spec.stop, now, effects);
         }
         spare = spare.saturating_sub(1);
     }
@@ -244,7 +245,7 @@ fn ended(state: &mut State, app: usize, backend: BackendId, how: String, now: Mo
 
 /// What the clock alone brings about.
 fn due(state: &mut State, app: usize, now: Moment, effects: &mut Vec<Effect>) {
-    let start = state.apps[app].spec.start;
+    let AppSpec { start, stop: grace, .. } = state.apps[app].spec;
     for at in 0..state.apps[app].workers.len() {
         let worker = &mut state.apps[app].workers[at];
         let number = worker.number;
@@ -252,12 +253,12 @@ fn due(state: &mut State, app: usize, now: Moment, effects: &mut Vec<Effect>) {
             Phase::Starting { deadline } if now >= deadline => {
                 let reason =
                     format!("did not accept connections on its port within {} s of its start", start.as_secs());
-                worker.end(After::Crash(reason), now, effects);
+                worker.end(After::Crash(reason), grace, now, effects);
             }
-            Phase::Draining { deadline, .. } if now >= deadline => worker.end(After::Stop, now, effects),
+            Phase::Draining { deadline, .. } if now >= deadline => worker.end(After::Stop, grace, now, effects),
             Phase::Leaving { until, idle } if now >= until => {
                 if worker.connections == 0 {
-                    worker.end(After::Stop, now, effects);
+                    worker.end(After::Stop, grace, now, effects);
                 } else {
                     // Somebody was under way.
                     let backend = worker.backend;
@@ -268,7 +269,7 @@ fn due(state: &mut State, app: usize, now: Moment, effects: &mut Vec<Effect>) {
             }
             Phase::Ending { kill_at, then } if now >= kill_at => {
                 effects.push(Effect::Signal { backend: worker.backend, signal: Signal::Kill });
-                worker.phase = Phase::Ending { kill_at: now + TERMINATE_GRACE, then };
+                worker.phase = Phase::Ending { kill_at: now + KILL_AGAIN, then };
             }
             Phase::Backoff { until, .. } if now >= until => {
                 schedule::spawn(state, app, number, now, effects);
@@ -308,18 +309,18 @@ pub(super) fn publish_ring(app: &mut App, number: usize, now: Moment, effects: &
 }
 
 impl Worker {
-    pub(super) fn end(&mut self, then: After, now: Moment, effects: &mut Vec<Effect>) {
+    pub(super) fn end(&mut self, then: After, grace: Duration, now: Moment, effects: &mut Vec<Effect>) {
         if !matches!(self.phase, Phase::Leaving { .. }) {
             effects.push(Effect::Retire { backend: self.backend });
         }
         effects.push(Effect::Signal { backend: self.backend, signal: Signal::Terminate });
-        self.enter(Phase::Ending { kill_at: now + TERMINATE_GRACE, then }, now);
+        self.enter(Phase::Ending { kill_at: now + grace, then }, now);
     }
 
     /// What has not begun to serve is not wanted any more.
-    pub(super) fn give_up(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+    pub(super) fn give_up(&mut self, grace: Duration, now: Moment, effects: &mut Vec<Effect>) {
         match self.phase {
-            Phase::Starting { .. } => self.end(After::Stop, now, effects),
+            Phase::Starting { .. } => self.end(After::Stop, grace, now, effects),
             Phase::Queued | Phase::Backoff { .. } | Phase::Failed { .. } => self.enter(Phase::Stopped, now),
             Phase::Ending { kill_at, .. } => self.phase = Phase::Ending { kill_at, then: After::Stop },
             _ => {}

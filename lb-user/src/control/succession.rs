@@ -55,6 +55,7 @@ impl Runner {
                 None => tracing::info!(app = %worker.app, worker = worker.number, "a worker of the last run is gone"),
             }
         }
+        self.launcher.confinement.reap(self.running.values().map(|running| &*running.process));
         for remote in &saved.remotes {
             let place = self.config.apps.iter().enumerate().find_map(|(app, config)| {
                 let wanted = config.backends.iter().find(|backend| backend.address == remote.address)?;

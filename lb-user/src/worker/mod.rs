@@ -1,7 +1,11 @@
 //! Worker processes: starting, watching, killing and adopting them, finding the sockets they listen on, and asking
 //! whether they answer. Nothing here decides anything; `control` does.
 
+mod account;
+pub mod cgroup;
+mod limits;
 pub mod listener;
+pub mod memory;
 pub mod port;
 pub mod probe;
 pub mod process;
@@ -12,7 +16,7 @@ pub mod spawn;
 mod testing;
 
 pub use listener::Listener;
-pub use process::{Exit, Process};
+pub use process::{Exit, Kin, Process};
 pub use procfs::leftovers;
 pub use rustix::process::Signal;
 pub use spawn::{Spawned, Spec, spawn};

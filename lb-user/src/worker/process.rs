@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 use tokio::io::unix::AsyncFd;
 
+use super::cgroup::{Group, Kills};
 use super::procfs::{self, Stat, Tree};
 use super::spawn::{Spawned, open_pidfd};
 use crate::sys;
@@ -34,20 +35,30 @@ pub struct Process {
     pid: u32,
     start_time: u64,
     pidfd: AsyncFd<OwnedFd>,
+    kin: Kin,
+}
+
+/// By what the processes of a worker are recognised.
+#[derive(Debug, Default)]
+pub struct Kin {
+    /// Where all of them are. Where there is none they are known by their sessions and parents, and by their mark.
+    pub group: Option<Group>,
+    /// Lines of the environment; see [`super::spawn::mark`].
+    pub mark: Vec<String>,
 }
 
 impl Process {
     /// Watches a worker just started. Needs a tokio runtime, like [`Process::adopt`].
     pub fn new(spawned: Spawned) -> io::Result<Process> {
-        let Spawned { pid, pidfd, start_time } = spawned;
+        let Spawned { pid, pidfd, start_time, kin } = spawned;
         // Readable is how the kernel says ended.
-        Ok(Process { pid, start_time, pidfd: sys::watch_readable(pidfd)? })
+        Ok(Process { pid, start_time, pidfd: sys::watch_readable(pidfd)?, kin })
     }
 
     /// Takes over a worker that an earlier homing started; `None` if it is gone, be its id in use again or not.
-    pub fn adopt(pid: u32, start_time: u64) -> io::Result<Option<Process>> {
+    pub fn adopt(pid: u32, start_time: u64, kin: Kin) -> io::Result<Option<Process>> {
         match open_verified(pid, start_time)? {
-            Some(pidfd) => Process::new(Spawned { pid, pidfd, start_time }).map(Some),
+            Some(pidfd) => Process::new(Spawned { pid, pidfd, start_time, kin }).map(Some),
             None => Ok(None),
         }
     }
@@ -82,12 +93,24 @@ impl Process {
     /// Sends a signal to every process of the worker, and says to how many. SIGKILL is repeated until nobody is left
     /// who was not sent it, so that what is forked meanwhile goes too. Works as well after the first process has ended.
     pub fn kill_tree(&self, signal: Signal) -> io::Result<usize> {
+        let Some(group) = &self.kin.group else { return self.kill_known(signal) };
+        if signal != Signal::KILL {
+            return group.signal(signal);
+        }
+        let killed = group.kill();
+        // The first process, if it has left its group, is the worker all the same.
+        self.signal(signal)?;
+        killed
+    }
+
+    /// Whoever can be recognised as the worker's by /proc.
+    fn kill_known(&self, signal: Signal) -> io::Result<usize> {
         let mut tree = self.tree();
         let mut told = HashSet::new();
-        let rounds = if signal == Signal::KILL { KILL_ROUNDS_MAX } else { 1 };
+        let (rounds, mark) = if signal == Signal::KILL { (KILL_ROUNDS_MAX, &*self.kin.mark) } else { (1, &[][..]) };
         for _ in 0..rounds {
             let before = told.len();
-            for stat in tree.scan()? {
+            for stat in tree.scan_marked(mark)? {
                 if told.contains(&(stat.pid, stat.start_time)) {
                     continue;
                 }
@@ -115,8 +138,27 @@ impl Process {
         self.stats().map_or(0, |stats| stats.iter().map(|stat| procfs::resident_bytes(stat.pid)).sum())
     }
 
+    pub fn kin(&self) -> &Kin {
+        &self.kin
+    }
+
+    /// How often the kernel killed a process of it for memory, where that is counted.
+    pub fn memory_kills(&self) -> Option<Kills> {
+        self.kin.group.as_ref()?.kills()
+    }
+
+    /// Whether all its processes are gone, and their groups too.
+    pub fn is_cleared(&self) -> bool {
+        match &self.kin.group {
+            Some(group) => group.remove(),
+            None => self.stats().is_ok_and(|left| left.is_empty()),
+        }
+    }
+
     pub(super) fn stats(&self) -> io::Result<Vec<Stat>> {
-        self.tree().scan()
+        let Some(group) = &self.kin.group else { return self.tree().scan() };
+        let stats = group.members().into_iter().filter_map(|pid| Stat::read(pid).ok());
+        Ok(stats.filter(|stat| !stat.dead).collect())
     }
 
     fn tree(&self) -> Tree {
@@ -199,7 +241,7 @@ fn has_ended(pidfd: &OwnedFd) -> bool {
     matches!(rustix::event::poll(&mut asked, Some(&at_once)), Ok(1..))
 }
 
-fn send(pidfd: &OwnedFd, signal: Signal) -> io::Result<()> {
+pub(super) fn send(pidfd: &OwnedFd, signal: Signal) -> io::Result<()> {
     match rustix::process::pidfd_send_signal(pidfd, signal) {
         // Ended meanwhile.
         Ok(()) | Err(Errno::SRCH) => Ok(()),

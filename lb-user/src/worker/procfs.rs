@@ -50,17 +50,27 @@ impl Tree {
 
     /// Its living processes.
     pub(super) fn scan(&mut self) -> io::Result<Vec<Stat>> {
+        self.scan_marked(&[])
+    }
+
+    /// Its living processes, and those that have all lines of `mark` in their environment: detached daemons, whose parent
+    /// and session say nothing. Where it is empty nobody is asked.
+    pub(super) fn scan_marked(&mut self, mark: &[String]) -> io::Result<Vec<Stat>> {
         let all = all_processes()?;
         if all.get(&self.root).is_some_and(|root| root.start_time != self.root_start_time) {
             // A stranger has the id. An id is not given away while a session is named by it, so nobody is left.
             return Ok(Vec::new());
         }
         let mut members: BTreeMap<u32, Stat> = BTreeMap::new();
+        let newer = all.values().filter(|stat| stat.start_time >= self.root_start_time && !mark.is_empty());
+        let marked: HashSet<u32> = newer.filter(|stat| has_mark(stat.pid, mark)).map(|stat| stat.pid).collect();
         loop {
             let before = members.len();
             for stat in all.values() {
-                let belongs =
-                    stat.pid == self.root || self.known.contains(&stat.parent) || self.known.contains(&stat.session);
+                let belongs = stat.pid == self.root
+                    || marked.contains(&stat.pid)
+                    || self.known.contains(&stat.parent)
+                    || self.known.contains(&stat.session);
                 // Nothing older than the worker is its own: an id that it used was another's then.
                 if belongs && stat.start_time >= self.root_start_time {
                     self.known.insert(stat.pid);
@@ -104,6 +114,20 @@ fn all_processes() -> io::Result<BTreeMap<u32, Stat>> {
         }
     }
     Ok(all)
+}
+
+/// Whether the environment that the process was started with has all these lines. Of other users' processes root alone
+/// is told.
+fn has_mark(pid: u32, mark: &[String]) -> bool {
+    let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { return false };
+    mark.iter().all(|line| environment.split(|&byte| byte == 0).any(|own| own == line.as_bytes()))
+}
+
+/// Memory in bytes with shared pages shared out among all who have them; `None` where that may not be asked.
+pub(super) fn proportional_bytes(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    line.split_ascii_whitespace().next()?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
 /// Resident memory in bytes, 0 for a process that is gone.

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,11 +13,16 @@ use std::process::{Child, Command, Stdio};
 
 use nix::unistd::User;
 use rustix::io::Errno;
-use rustix::process::{Gid, Pid, PidfdFlags, Uid};
+use rustix::process::{Pid, PidfdFlags};
 
+use super::account::{self, AccountError};
+use super::cgroup::Group;
+use super::limits;
+use super::process::Kin;
 use super::procfs::Stat;
 use super::program::{self, ProgramError};
-use crate::sys::{self, Identity};
+use crate::config::Isolation;
+use crate::sys::{self, Confinement, Step};
 
 /// Stands for the worker's port in its arguments.
 pub const PORT_PLACEHOLDER: &str = "{port}";
@@ -40,6 +44,7 @@ pub struct Spec {
     /// homing's own user when absent.
     pub user: Option<String>,
     pub env: BTreeMap<String, String>,
+    pub isolation: Isolation,
     pub port: u16,
     /// Output and errors are appended to it by the worker itself, not through homing.
     pub log: PathBuf,
@@ -52,6 +57,7 @@ pub struct Spawned {
     pub pidfd: OwnedFd,
     /// Field 22 of /proc/PID/stat; with `pid` it names the process uniquely until the machine restarts.
     pub start_time: u64,
+    pub kin: Kin,
 }
 
 /// Why a worker was not started.
@@ -63,12 +69,16 @@ pub enum SpawnError {
     Program { app: String, problem: ProgramError },
     #[error("app `{app}`: directory `{}` cannot be used: {source}; create it, or correct `directory`", directory.display())]
     Directory { app: String, directory: PathBuf, source: io::Error },
-    #[error("app `{app}`: there is no user `{user}` on this machine; create it, or correct `user`")]
-    UnknownUser { app: String, user: String },
-    #[error("app `{app}`: user `{user}` cannot be looked up: {source}; correct `user`, or the machine's user database")]
-    UserLookup { app: String, user: String, source: io::Error },
-    #[error("app `{app}`: homing may not start workers as user `{user}`; run homing as root, or remove `user`")]
-    UserRefused { app: String, user: String },
+    #[error("app `{app}`: {problem}")]
+    Account { app: String, problem: AccountError },
+    #[error("app `{app}`: {problem}")]
+    Limit { app: String, problem: String },
+    #[error("app `{app}`: the worker could not join its cgroup: {source}; see `isolation` in homing status")]
+    Group { app: String, source: io::Error },
+    #[error(
+        "app `{app}`: the worker could not be set apart from homing ({step:?}): {source}; this is not the app's doing"
+    )]
+    Confine { app: String, step: Step, source: io::Error },
     #[error("app `{app}`: log file `{}` cannot be written: {source}; correct `log_dir`, or its permissions", path.display())]
     Log { app: String, path: PathBuf, source: io::Error },
     #[error("app `{app}`: the interpreter or loader that command `{}` asks for does not exist; \
@@ -86,8 +96,9 @@ pub enum SpawnError {
     Watch { app: String, source: io::Error },
 }
 
-/// Starts the worker. It is running, or has already ended, when this returns; that it is ready is for `probe` to find out.
-pub fn spawn(spec: &Spec) -> Result<Spawned, SpawnError> {
+/// Starts the worker in `group`, where there is one. It is running, or has already ended, when this returns; that it is
+/// ready is for `probe` to find out.
+pub fn spawn(spec: &Spec, group: Option<Group>) -> Result<Spawned, SpawnError> {
     let app = || spec.app.clone();
     let (name, arguments) = spec.command.split_first().ok_or_else(|| SpawnError::NoCommand { app: app() })?;
     check_directory(&spec.directory).map_err(|source| SpawnError::Directory {
@@ -95,13 +106,15 @@ pub fn spawn(spec: &Spec) -> Result<Spawned, SpawnError> {
         directory: spec.directory.clone(),
         source,
     })?;
-    let account = spec.user.as_deref().map(|user| account(spec, user)).transpose()?;
+    let account = account::find(spec.user.as_deref(), spec.isolation.group.as_deref())
+        .map_err(|problem| SpawnError::Account { app: app(), problem })?;
     let name = with_port(name, spec.port);
     let path = program::resolve(&name, &spec.directory, &program::search_path(&spec.env))
         .map_err(|problem| SpawnError::Program { app: app(), problem })?;
     let log_error = |source| SpawnError::Log { app: app(), path: spec.log.clone(), source };
     let log = open_log(&spec.log).map_err(log_error)?;
     let log_twin = log.try_clone().map_err(log_error)?;
+    let groups = group.as_ref().map_or_else(|| Ok(Vec::new()), Group::doors);
 
     let mut command = Command::new(&path);
     command
@@ -109,35 +122,73 @@ pub fn spawn(spec: &Spec) -> Result<Spawned, SpawnError> {
         .args(arguments.iter().map(|argument| with_port(argument, spec.port)))
         .current_dir(&spec.directory)
         .env_clear()
-        .envs(environment(spec, account.as_ref().map(|account| &account.user)))
+        .envs(environment(spec, account.user.as_ref()))
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(log_twin);
-    sys::detach(&mut command, account.and_then(|account| account.identity));
-    let child = command.spawn().map_err(|source| start_error(spec, path, source))?;
-    watch(child).map_err(|source| SpawnError::Watch { app: app(), source })
+    let confinement = Confinement {
+        identity: account.identity,
+        groups: groups.map_err(|source| SpawnError::Group { app: app(), source })?,
+        limits: limits::of(&spec.isolation.limits),
+        umask: spec.isolation.umask,
+        no_new_privileges: spec.isolation.no_new_privileges,
+        expendable: is_protected_from_oom(),
+    };
+    let progress = sys::detach(&mut command, confinement);
+    let progress = progress.map_err(|source| SpawnError::Confine { app: app(), step: Step::Detach, source })?;
+    let child = command.spawn();
+    drop(command);
+    let child = child.map_err(|source| match progress.failed_step() {
+        None => start_error(spec, path, source),
+        Some(step) => confine_error(spec, step, source),
+    })?;
+    let kin = Kin { group, mark: mark(&spec.app, spec.number, spec.port) };
+    watch(child, kin).map_err(|source| SpawnError::Watch { app: app(), source })
+}
+
+/// By its service manager, as `OOMScoreAdjust=` does.
+fn is_protected_from_oom() -> bool {
+    let own = fs::read_to_string("/proc/self/oom_score_adj").ok();
+    own.and_then(|text| text.trim().parse::<i32>().ok()).is_some_and(|score| score < 0)
+}
+
+fn confine_error(spec: &Spec, step: Step, source: io::Error) -> SpawnError {
+    let app = spec.app.clone();
+    match step {
+        Step::JoinGroups => SpawnError::Group { app, source },
+        Step::Limit(number) => {
+            SpawnError::Limit { app, problem: limits::refusal(&spec.isolation.limits, number, &source) }
+        }
+        Step::Identity => SpawnError::Account {
+            app,
+            problem: account::refusal(spec.user.as_deref(), spec.isolation.group.as_deref()),
+        },
+        Step::Detach | Step::Privileges => SpawnError::Confine { app, step, source },
+    }
 }
 
 fn start_error(spec: &Spec, path: PathBuf, source: io::Error) -> SpawnError {
     let app = spec.app.clone();
     match (Errno::from_io_error(&source), spec.user.clone()) {
-        (Some(Errno::PERM), Some(user)) => SpawnError::UserRefused { app, user },
         // The file itself was just seen.
         (Some(Errno::NOENT), _) => SpawnError::Interpreter { app, path },
         (Some(Errno::ACCESS), user) => {
             let who = user.map_or_else(|| "homing's own user".to_owned(), |user| format!("user `{user}`"));
             SpawnError::Denied { app, path, who }
         }
+        (Some(Errno::AGAIN), _) if spec.isolation.limits.processes.is_some() => {
+            SpawnError::Limit { app, problem: limits::too_many_processes(&spec.isolation.limits) }
+        }
         _ => SpawnError::Run { app, path, source },
     }
 }
 
 /// The child's id stays its own until it is waited for, and only `Process` does that: opening by id is safe here.
-fn watch(mut child: Child) -> io::Result<Spawned> {
+fn watch(mut child: Child, kin: Kin) -> io::Result<Spawned> {
     let pid = child.id();
     let opened = open_pidfd(pid).and_then(|pidfd| Ok((pidfd, Stat::read(pid)?.start_time)));
     match opened {
-        Ok((pidfd, start_time)) => Ok(Spawned { pid, pidfd, start_time }),
+        Ok((pidfd, start_time)) => Ok(Spawned { pid, pidfd, start_time, kin }),
         Err(error) => {
             // It has had no time to start anything of its own, and unwatched it would never be stopped.
             let _ = child.kill();
@@ -183,33 +234,9 @@ fn environment(spec: &Spec, user: Option<&User>) -> BTreeMap<String, String> {
     environment
 }
 
-struct Account {
-    user: User,
-    /// Absent when homing already is that user, so that no privilege is needed.
-    identity: Option<Identity>,
-}
-
-fn account(spec: &Spec, name: &str) -> Result<Account, SpawnError> {
-    let lookup_error = |errno: nix::Error| SpawnError::UserLookup {
-        app: spec.app.clone(),
-        user: name.to_owned(),
-        source: errno.into(),
-    };
-    let user = User::from_name(name)
-        .map_err(lookup_error)?
-        .ok_or_else(|| SpawnError::UnknownUser { app: spec.app.clone(), user: name.to_owned() })?;
-    let euid = nix::unistd::geteuid();
-    if user.uid == euid && !euid.is_root() {
-        return Ok(Account { user, identity: None });
-    }
-    let c_name = CString::new(name).map_err(|_| lookup_error(nix::Error::EINVAL))?;
-    let groups = nix::unistd::getgrouplist(&c_name, user.gid).map_err(lookup_error)?;
-    let identity = Identity {
-        uid: Uid::from_raw(user.uid.as_raw()),
-        gid: Gid::from_raw(user.gid.as_raw()),
-        groups: groups.into_iter().map(|group| Gid::from_raw(group.as_raw())).collect(),
-    };
-    Ok(Account { user, identity: Some(identity) })
+/// What of its environment names a worker and no other: inherited by all that it starts.
+pub fn mark(app: &str, number: u32, port: u16) -> Vec<String> {
+    vec![format!("HOMING_WORKER={app}/{number}"), format!("PORT={port}")]
 }
 
 #[cfg(test)]

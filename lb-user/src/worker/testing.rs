@@ -7,7 +7,9 @@ use std::{fs, thread};
 
 use tempfile::TempDir;
 
+use super::cgroup::Group;
 use super::{Process, Signal, Spec, port, spawn};
+use crate::config::Isolation;
 
 /// Far beyond what anything here takes, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -39,12 +41,16 @@ pub(super) struct Worker {
 impl Worker {
     /// A shell running `script`, in which `$LISTEN KIND…` listens on the worker's port.
     pub(super) fn sh(script: &str) -> Worker {
+        Worker::sh_in(script, None)
+    }
+
+    pub(super) fn sh_in(script: &str, group: Option<Group>) -> Worker {
         let folder = tempfile::tempdir().expect("a temporary directory");
         fs::write(folder.path().join("listener.py"), LISTENER).expect("the script is written");
         let script = script.replace("$LISTEN", "python3 listener.py {port}");
         let spec = spec(folder.path(), &["sh", "-c", &script]);
         let port = spec.port;
-        let spawned = spawn(&spec).expect("the shell starts");
+        let spawned = spawn(&spec, group).expect("the shell starts");
         Worker { process: Process::new(spawned).expect("it is watched"), port, folder }
     }
 
@@ -77,6 +83,7 @@ pub(super) fn spec(folder: &Path, command: &[&str]) -> Spec {
         command: command.iter().map(|&argument| argument.to_owned()).collect(),
         directory: folder.to_owned(),
         user: None,
+        isolation: Isolation::default(),
         env: BTreeMap::new(),
         port: port::pick(&BTreeSet::new()).expect("a port is free"),
         log: PathBuf::from(folder).join("log"),

@@ -8,9 +8,9 @@ use std::time::Duration;
 use nix::unistd::User;
 use toml::de::DeValue;
 
-use super::NOT_YET_WORKERS;
 use super::backends;
 use super::command;
+use super::isolation;
 use super::listen::{self, Taken};
 use super::protect;
 use super::reader::{Given, Table, shown};
@@ -26,6 +26,11 @@ const KNOWN: &[&str] = &[
     "backends",
     "directory",
     "user",
+    "group",
+    "umask",
+    "limits",
+    "no_new_privileges",
+    "stop_signal",
     "env",
     "workers",
     "timeouts",
@@ -44,11 +49,13 @@ const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const START_MIN: Duration = Duration::from_millis(100);
 const DRAIN_MAX: Duration = DAY.saturating_mul(7);
+const STOP_MAX: Duration = Duration::from_secs(60 * 60);
 const AFFINITY_MAX: Duration = DAY.saturating_mul(30);
 const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
     start: Duration::from_secs(60),
     idle: Some(Duration::from_secs(15 * 60)),
     drain: Duration::from_secs(10 * 60),
+    stop: Duration::from_secs(5),
     affinity: Duration::from_secs(3 * 60 * 60),
 };
 const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
@@ -94,6 +101,7 @@ impl<'b> Apps<'b> {
             directory: directory.unwrap_or_else(|| self.base.to_owned()),
             user: table.parsed("user", user).map(|given| given.value),
             env,
+            isolation: isolation::isolation(table),
             timeouts: table.table("timeouts").map_or(DEFAULT_TIMEOUTS, |table| timeouts(&table)),
             health: health(table),
             client: table.table("client").map_or(DEFAULT_CLIENT, |table| client(&table)),
@@ -192,7 +200,7 @@ fn user(name: &str) -> Result<String, String> {
 }
 
 fn workers(table: &Table<'_>) -> Workers {
-    table.know(&["min", "max", "max_connections", "load_factor"], NOT_YET_WORKERS);
+    table.know(&["min", "max", "max_connections", "load_factor", "memory_max", "cpu_weight"], &[]);
     let min = table.number("min", 0, WORKERS_MAX);
     let max = table.number("max", 1, WORKERS_MAX);
     let workers = Workers {
@@ -223,7 +231,7 @@ fn workers(table: &Table<'_>) -> Workers {
 }
 
 fn timeouts(table: &Table<'_>) -> Timeouts {
-    table.know(&["start", "idle", "drain", "affinity"], &[]);
+    table.know(&["start", "idle", "drain", "stop", "affinity"], &[]);
     let read = |key: &str, min, max, default| duration(table, key, min, max).unwrap_or(default);
     Timeouts {
         start: read("start", START_MIN, DAY, DEFAULT_TIMEOUTS.start),
@@ -233,6 +241,7 @@ fn timeouts(table: &Table<'_>) -> Timeouts {
             None => DEFAULT_TIMEOUTS.idle,
         },
         drain: read("drain", Duration::ZERO, DRAIN_MAX, DEFAULT_TIMEOUTS.drain),
+        stop: read("stop", Duration::ZERO, STOP_MAX, DEFAULT_TIMEOUTS.stop),
         affinity: read("affinity", SECOND, AFFINITY_MAX, DEFAULT_TIMEOUTS.affinity),
     }
 }

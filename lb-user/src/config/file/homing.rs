@@ -6,7 +6,7 @@ use super::NOT_YET_HOMING;
 use super::output;
 use super::reader::{Table, shown};
 use super::value;
-use crate::config::{Homing, KernelPath};
+use crate::config::{Cgroups, Homing, KernelPath};
 
 /// A unix socket's address has room for this many bytes (unix(7): 108 with the NUL).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -21,6 +21,7 @@ const KNOWN: &[&str] = &[
     "log_max_age",
     "log_keep",
     "pin_dir",
+    "cgroups",
     "kernel_path",
     "interfaces",
     "bindings",
@@ -53,6 +54,7 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
     // All are read before any is missed, so that every complaint is made.
     let (state_dir, log_dir) = (path("state_dir", "/var/lib/homing"), path("log_dir", "/var/log/homing"));
     let pin_dir = path("pin_dir", "/sys/fs/bpf/homing");
+    let cgroups = table.and_then(|table| table.parsed("cgroups", cgroups));
     let interfaces = table.map(interfaces).unwrap_or_default();
     let bindings = table.and_then(|table| table.number("bindings", BINDINGS_MIN, BINDINGS_MAX));
     let starts = table.and_then(|table| table.number("starts_at_once", 1, STARTS_MAX));
@@ -62,6 +64,7 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
         state_dir: state_dir?,
         log_dir: log_dir?,
         pin_dir: pin_dir?,
+        cgroups: cgroups.map_or(Cgroups::Preferred, |given| given.value),
         kernel_path: kernel_path?,
         interfaces,
         output,
@@ -81,6 +84,10 @@ fn kernel_path(text: &str) -> Result<KernelPath, String> {
         text,
         &[("required", KernelPath::Required), ("preferred", KernelPath::Preferred), ("off", KernelPath::Off)],
     )
+}
+
+fn cgroups(text: &str) -> Result<Cgroups, String> {
+    value::choice(text, &[("preferred", Cgroups::Preferred), ("off", Cgroups::Off)])
 }
 
 fn check_socket(table: &Table<'_>, socket: &Path) {

@@ -40,10 +40,6 @@ const WRONG: &[(&str, &str)] = &[
         "5:50: `forward` must be \"http\", \"l2\", \"ipip\" or \"gue\", not `nat`",
     ),
     ("backends = [{ address = \"10.0.0.1:80\", weight = 0 }]", "5:49: `weight` must be from 1 to 100"),
-    (
-        "workers.memory_max = \"2GiB\"",
-        "5:9: `memory_max` is not supported by this version of homing (0.1.0); remove the line",
-    ),
     ("workers.max_connections = 0", "5:27: `max_connections` must be from 1 to 1000000"),
     ("workers.load_factor = 5", "5:23: `load_factor` must be a number from 0 to 1, such as 0.05"),
     ("workers.load_factor = \"5%\"", "5:23: `load_factor` must be a number from 0 to 1, such as 0.05"),
@@ -70,6 +66,33 @@ const WRONG: &[(&str, &str)] = &[
     ("workers.max = \"4\"", "5:15: `max` must be a whole number from 1 to 1024, not a string"),
     ("workers = { min = 3, max = 2 }", "5:28: `max` is 2, below `min`, 3; raise one or lower the other"),
     ("workers.min = 5", "5:15: `min` is 5, above `max`, which is 4 unless given; add max = 5 or more"),
+    ("workers.memory_max = \"2\"", "5:22: `memory_max` needs a unit; write \"2MiB\" (or GiB, TiB, KiB, B)"),
+    ("workers.memory_max = \"1MiB\"", "5:22: `memory_max` must be from 4 MiB to 64 TiB, not `1MiB`"),
+    (
+        "workers.memory_max = \"2G\"",
+        "5:22: `memory_max` must be a whole number and a unit (MiB, GiB, TiB; MB, GB, TB), such as \"512MiB\" or \"2GiB\", not `2G`",
+    ),
+    ("workers.memory_max = 2", "5:22: `memory_max` must be a string in quotes, not a whole number"),
+    ("workers.cpu_weight = 0", "5:22: `cpu_weight` must be from 1 to 10000"),
+    ("limits.open_files = 3", "5:21: `open_files` must be from 16 to 1048576"),
+    ("limits.processes = 0", "5:20: `processes` must be from 1 to 4194304"),
+    ("limits.core = \"1\"", "5:15: `core` needs a unit; write \"1MiB\" (or GiB, TiB, KiB, B)"),
+    ("limits.cores = \"0\"", "5:8: unknown key `cores` in limits; did you mean `core`?"),
+    (
+        "umask = \"rwx\"",
+        "5:9: `umask` must be three octal digits, with a leading 0 or without, such as \"0027\", not `rwx`",
+    ),
+    (
+        "umask = \"1777\"",
+        "5:9: `umask` must be three octal digits, with a leading 0 or without, such as \"0027\", not `1777`",
+    ),
+    ("umask = 27", "5:9: `umask` must be a string in quotes, not a whole number"),
+    ("no_new_privileges = \"no\"", "5:21: `no_new_privileges` must be true or false, not a string"),
+    ("stop_signal = \"KILL\"", "5:15: `stop_signal` must be \"TERM\", \"INT\", \"QUIT\" or \"HUP\", not `KILL`"),
+    (
+        "group = \"shiny-of-nobody\"",
+        "5:9: `group` `shiny-of-nobody` is not on this machine; create that group, or correct the name",
+    ),
     ("client.ipv4_prefix = 33", "5:22: `ipv4_prefix` must be from 0 to 32"),
     ("protect.allow = [\"10.0.0.1/8\"]", "5:18: 10.0.0.1/8 has an address within the prefix; write 10.0.0.0/8"),
     (
@@ -94,6 +117,7 @@ const WRONG: &[(&str, &str)] = &[
         "5:18: `start` must be a whole number and a unit (ms, s, m, h, d), such as \"60s\", \"15m\" or \"3h\", not `soon`",
     ),
     ("timeouts.start = \"0s\"", "5:18: `start` must be from 100ms to 1d, not `0s`"),
+    ("timeouts.stop = \"2h\"", "5:17: `stop` must be from 0s to 1h, not `2h`"),
     ("timeouts.affinity = \"31d\"", "5:21: `affinity` must be from 1s to 30d, not `31d`"),
     ("timeouts.drain = \"99999999999999999999d\"", "5:18: `drain` must be from 0s to 7d, not `99999999999999999999d`"),
     // Paths, users, checks, cookies.

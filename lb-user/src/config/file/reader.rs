@@ -110,6 +110,15 @@ impl<'a> Table<'a> {
         }
     }
 
+    /// As [`Self::table`]; that it is none is complained of elsewhere.
+    pub(super) fn silent_table(&self, key: &'static str) -> Option<Table<'a>> {
+        let value = self.value(key)?;
+        match value.get_ref() {
+            DeValue::Table(table) => Some(self.inner(key, table, value.span())),
+            _ => None,
+        }
+    }
+
     /// A string, to be understood by `parse`, whose complaint is put after the key.
     pub(super) fn parsed<T>(&self, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<Given<T>> {
         let value = self.value(key)?;

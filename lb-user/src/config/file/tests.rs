@@ -9,7 +9,10 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{Affinity, App, Client, Cookie, Health, KernelPath, Protect, Rate, Secure, Timeouts, Workers};
+use crate::config::isolation::{self, StopSignal};
+use crate::config::{
+    Affinity, App, Cgroups, Client, Cookie, Health, Isolation, KernelPath, Protect, Rate, Secure, Timeouts, Workers,
+};
 use crate::output::Limits;
 
 /// What every app needs, in three lines.
@@ -44,11 +47,13 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
             directory: PathBuf::from("/"),
             user: None,
             env: BTreeMap::new(),
+            isolation: Isolation::default(),
             workers: Workers { min: 1, max: 4, max_connections: 50, load_factor: 0.05 },
             timeouts: Timeouts {
                 start: Duration::from_secs(60),
                 idle: Some(Duration::from_secs(900)),
                 drain: Duration::from_secs(600),
+                stop: Duration::from_secs(5),
                 affinity: Duration::from_secs(10_800),
             },
             health: Health { path: None, interval: Duration::from_secs(5) },
@@ -78,6 +83,7 @@ fn every_key_is_read() {
         log_max_age = "36h"
         log_keep = 0
         pin_dir = "/sys/fs/bpf/other"
+        cgroups = "off"
         kernel_path = "required"
         interfaces = ["eth0", "lo"]
         bindings = 1_000_000
@@ -90,9 +96,14 @@ fn every_key_is_read() {
         directory = "etc"
         user = "root"
         env = { R_MAX_VSIZE = "2GB" }
-        workers = { min = 0, max = 1_024, max_connections = 5, load_factor = 0.5 }
-        timeouts = { start = "500ms", idle = "0s", drain = "0s", affinity = "2d" }
+        workers = { min = 0, max = 1_024, max_connections = 5, load_factor = 0.5, memory_max = "2GiB", cpu_weight = 300 }
+        timeouts = { start = "500ms", idle = "0s", drain = "0s", affinity = "2d", stop = "20s" }
         health = { path = "/health?deep=1", interval = "30s" }
+        group = "root"
+        umask = "077"
+        no_new_privileges = false
+        limits = { open_files = 4096, processes = 64, core = "100MiB" }
+        stop_signal = "INT"
         protect = { allow = ["10.0.0.0/8", "fd00::7"], deny = ["10.1.0.0/16"], client_rate = 5, app_rate = 100, app_burst = 7 }
         client = { ipv4_prefix = 24, ipv6_prefix = 0x30, auto_promote = 40 }
         cookie = { name = "__Host-id", secure = "always" }
@@ -106,6 +117,7 @@ fn every_key_is_read() {
     assert_eq!(config.homing.log_dir, Path::new("/logs"));
     assert_eq!(config.homing.output, Limits { size_max: 1 << 20, age_max: Duration::from_secs(36 * 3_600), keep: 0 });
     assert_eq!(config.homing.pin_dir, Path::new("/sys/fs/bpf/other"));
+    assert_eq!(config.homing.cgroups, Cgroups::Off);
     assert_eq!(config.homing.kernel_path, KernelPath::Required);
     assert_eq!(config.homing.interfaces, ["eth0", "lo"]);
     assert_eq!(config.homing.bindings, 1_000_000);
@@ -114,9 +126,22 @@ fn every_key_is_read() {
     assert_eq!((app.directory.as_path(), app.user.as_deref()), (Path::new("/etc"), Some("root")));
     assert_eq!(app.env, BTreeMap::from([("R_MAX_VSIZE".to_owned(), "2GB".to_owned())]));
     assert_eq!(app.workers, Workers { min: 0, max: 1024, max_connections: 5, load_factor: 0.5 });
-    let Timeouts { start, idle, drain, affinity } = app.timeouts;
+    let Timeouts { start, idle, drain, stop, affinity } = app.timeouts;
     assert_eq!((start.as_millis(), idle, drain.as_millis(), affinity.as_secs()), (500, None, 0, 172_800));
     assert_eq!((app.health.interval.as_secs(), config.homing.starts_at_once), (30, 3));
+    assert_eq!(stop.as_secs(), 20);
+    assert_eq!(
+        app.isolation,
+        Isolation {
+            group: Some("root".to_owned()),
+            umask: 0o077,
+            limits: isolation::Limits { open_files: Some(4096), processes: Some(64), core: Some(100 << 20) },
+            no_new_privileges: false,
+            stop_signal: StopSignal::Int,
+            memory_max: Some(2 << 30),
+            cpu_weight: Some(300),
+        }
+    );
     assert_eq!(app.health.path.as_deref(), Some("/health?deep=1"));
     assert_eq!(
         app.protect,

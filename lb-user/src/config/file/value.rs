@@ -1,9 +1,11 @@
 //! Single values: text in, a value or what is wrong with the text out. Complaints are made to follow the key's name.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::reader::shown;
+use crate::config::isolation::{SIZE_UNITS, size_in_words};
 
 pub(super) const NAME_CHARS_MAX: usize = 64;
 const UNITS: &[(&str, u64)] = &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
@@ -57,6 +59,28 @@ fn in_units(duration: Duration) -> String {
     let millis = duration.as_millis();
     let fitting = UNITS.iter().rev().find(|(_, scale_ms)| millis != 0 && millis.is_multiple_of(u128::from(*scale_ms)));
     fitting.map_or_else(|| "0s".to_owned(), |(unit, scale_ms)| format!("{}{unit}", millis / u128::from(*scale_ms)))
+}
+
+/// Reads "2GiB", "512MB", "0".
+pub(super) fn size(text: &str, bounds: &RangeInclusive<u64>) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let is_zero = number == "0";
+    if !number.is_empty() && unit.is_empty() && !is_zero {
+        return Err(format!("needs a unit; write \"{0}MiB\" (or GiB, TiB, KiB, B)", shown(number)));
+    }
+    let scale = SIZE_UNITS.iter().find(|(name, _)| *name == unit.trim_start()).map(|(_, scale)| *scale);
+    let (Some(scale), false) = (scale.or(is_zero.then_some(1)), number.is_empty()) else {
+        return Err(format!(
+            "must be a whole number and a unit (MiB, GiB, TiB; MB, GB, TB), such as \"512MiB\" or \"2GiB\", not `{}`",
+            shown(text)
+        ));
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(scale));
+    bytes.filter(|bytes| bounds.contains(bytes)).ok_or_else(|| {
+        let (low, high) = (size_in_words(*bounds.start()), size_in_words(*bounds.end()));
+        format!("must be from {low} to {high}, not `{}`", shown(text))
+    })
 }
 
 /// One of these words.

@@ -87,26 +87,26 @@ async fn a_running_worker_is_adopted_and_its_end_is_seen_though_not_its_status()
     assert_eq!(parent.process.exited().await, Exit::Code(0));
     let start_time = Stat::read(pid).expect("it runs").start_time;
 
-    let adopted = Process::adopt(pid, start_time).expect("asked").expect("it is the one meant");
+    let adopted = Process::adopt(pid, start_time, Kin::default()).expect("asked").expect("it is the one meant");
     adopted.signal(Signal::KILL).expect("sent");
     assert_eq!(adopted.exited().await, Exit::Unknown);
-    assert!(Process::adopt(pid, start_time).expect("asked").is_none(), "it is gone now");
+    assert!(Process::adopt(pid, start_time, Kin::default()).expect("asked").is_none(), "it is gone now");
 }
 
 #[tokio::test]
 async fn a_process_that_started_at_another_time_is_not_adopted() {
     let worker = Worker::sh("exec sleep 1000");
     let (pid, start_time) = (worker.process.pid(), worker.process.start_time());
-    assert!(Process::adopt(pid, start_time + 1).expect("asked").is_none());
-    assert!(Process::adopt(pid, start_time).expect("asked").is_some());
+    assert!(Process::adopt(pid, start_time + 1, Kin::default()).expect("asked").is_none());
+    assert!(Process::adopt(pid, start_time, Kin::default()).expect("asked").is_some());
 }
 
 #[tokio::test]
 async fn an_id_that_nobody_has_is_not_adopted() {
     // Beyond the largest process id that Linux gives (2^22).
-    assert!(Process::adopt(5_000_000, 1).expect("asked").is_none());
-    assert!(Process::adopt(0, 1).expect("asked").is_none());
-    assert!(Process::adopt(u32::MAX, 1).expect("asked").is_none());
+    assert!(Process::adopt(5_000_000, 1, Kin::default()).expect("asked").is_none());
+    assert!(Process::adopt(0, 1, Kin::default()).expect("asked").is_none());
+    assert!(Process::adopt(u32::MAX, 1, Kin::default()).expect("asked").is_none());
 }
 
 #[tokio::test]

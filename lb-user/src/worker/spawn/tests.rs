@@ -8,7 +8,7 @@ use crate::worker::{Exit, Process};
 
 /// Runs the command to its end and returns what it wrote.
 async fn output_of(spec: &Spec) -> String {
-    let process = Process::new(spawn(spec).expect("it starts")).expect("it is watched");
+    let process = Process::new(spawn(spec, None).expect("it starts")).expect("it is watched");
     let exit = process.exited().await;
     let output = fs::read_to_string(&spec.log).expect("there is a log");
     assert_eq!(exit, Exit::Code(0), "{output}");
@@ -20,7 +20,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 fn refusal(spec: &Spec) -> String {
-    spawn(spec).expect_err("it must not start").to_string()
+    spawn(spec, None).expect_err("it must not start").to_string()
 }
 
 #[tokio::test]
@@ -150,7 +150,7 @@ fn a_script_whose_interpreter_is_missing_is_told_from_a_missing_script() {
     let path = folder.path().join("run.sh");
     fs::write(&path, "#!/usr/bin/python-of-nobody\n").expect("written");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("changed");
-    assert!(matches!(spawn(&spec(folder.path(), &["./run.sh"])), Err(SpawnError::Interpreter { .. })));
+    assert!(matches!(spawn(&spec(folder.path(), &["./run.sh"]), None), Err(SpawnError::Interpreter { .. })));
 }
 
 #[test]
@@ -172,11 +172,11 @@ fn a_log_that_cannot_be_written_is_named() {
     let folder = folder();
     let mut spec = spec(folder.path(), &["true"]);
     spec.log = PathBuf::from("/nowhere/sales-2.log");
-    assert!(matches!(spawn(&spec), Err(SpawnError::Log { path, .. }) if path == spec.log));
+    assert!(matches!(spawn(&spec, None), Err(SpawnError::Log { path, .. }) if path == spec.log));
 }
 
 #[test]
 fn an_empty_command_is_refused() {
     let folder = folder();
-    assert!(matches!(spawn(&spec(folder.path(), &[])), Err(SpawnError::NoCommand { .. })));
+    assert!(matches!(spawn(&spec(folder.path(), &[]), None), Err(SpawnError::NoCommand { .. })));
 }
