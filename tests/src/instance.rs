@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -90,41 +90,59 @@ impl Homing {
 
     /// Starts it and waits until it is ready; again after it was killed.
     pub fn start_again(&mut self) {
-        let before = self.said().len();
-        let mut child = self.spawn();
+        let child = self.spawn(&[]);
+        self.child = Some(self.when_ready(child));
+    }
+
+    /// Starts another one that takes over from it; see [`Self::succeeded_by`].
+    pub fn replace(&self) -> Child {
+        let child = self.spawn(&["--replace"]);
+        self.when_ready(child)
+    }
+
+    /// From now on it is this one. Waits for the end of the former.
+    pub fn succeeded_by(&mut self, successor: Child) -> ExitStatus {
+        let mut former = self.child.replace(successor).expect("homing runs");
+        wait_for("the former homing has ended", || former.try_wait().expect("it can be waited for"))
+    }
+
+    fn when_ready(&self, mut child: Child) -> Child {
         let mut stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
         let said = Arc::clone(&self.said);
+        let is_ready = Arc::new(AtomicBool::new(false));
+        let ready = Arc::clone(&is_ready);
         // Reads on for as long as it runs: what it says later must not fill the pipe.
         std::thread::spawn(move || {
             let mut line = String::new();
             while stderr.read_line(&mut line).is_ok_and(|read| read > 0) {
+                ready.fetch_or(line.starts_with("homing: ready"), Ordering::Relaxed);
                 said.lock().unwrap_or_else(PoisonError::into_inner).push_str(&std::mem::take(&mut line));
             }
         });
-        self.child = Some(child);
         wait_for("homing is ready", || {
-            let said = self.said();
-            if said[before..].lines().any(|line| line.starts_with("homing: ready")) {
+            if is_ready.load(Ordering::Relaxed) {
                 return Some(());
             }
-            let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
-            assert!(ended.is_none(), "homing ended ({ended:?}) before it was ready:\n{said}");
+            let ended = child.try_wait().ok().flatten();
+            assert!(ended.is_none(), "homing ended ({ended:?}) before it was ready:\n{}", self.said());
             None
         });
+        child
     }
 
     /// Starts it, and stops listening to it once it is ready: its next line goes nowhere.
     pub fn start_unheard(&mut self) {
-        let mut child = self.spawn();
+        let mut child = self.spawn(&[]);
         let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
         let is_ready = stderr.lines().map_while(Result::ok).any(|line| line.starts_with("homing: ready"));
         self.child = Some(child);
         assert!(is_ready, "homing ended before it was ready");
     }
 
-    fn spawn(&self) -> Child {
+    fn spawn(&self, options: &[&str]) -> Child {
         self.command(&["run", "--config"])
             .arg(self.dir.path().join("homing.toml"))
+            .args(options)
             .stderr(Stdio::piped())
             .spawn()
             .expect("homing can be run")
@@ -132,7 +150,7 @@ impl Homing {
 
     /// Runs it where it is expected to refuse; waits for its end.
     pub fn run_to_its_end(&self) -> Output {
-        self.spawn().wait_with_output().expect("homing can be waited for")
+        self.spawn(&[]).wait_with_output().expect("homing can be waited for")
     }
 
     fn command(&self, arguments: &[&str]) -> Command {

@@ -141,6 +141,48 @@ fn reload_under_load_fails_no_request_and_moves_nobody() {
 }
 
 #[test]
+fn replaced_under_load_by_another_homing_no_request_fails_and_nobody_moves() {
+    let mut site = two_paths();
+    let pids: Vec<_> = (0..2).flat_map(|app| site.homing.pids(app)).collect();
+    let mut successors = Vec::new();
+    let outcomes = under_load(&site, |homing| {
+        successors.push(homing.replace());
+        homing.wait_for_workers(0, 4);
+        homing.wait_for_workers(1, 4);
+    });
+    assert_all_pass(&outcomes);
+    let successor = successors.pop().expect("started");
+    let status = site.homing.status();
+    assert_eq!(status["pid"], successor.id(), "the new one answers");
+    assert_eq!((0..2).flat_map(|app| site.homing.pids(app)).collect::<Vec<_>>(), pids, "with the same workers");
+    assert!(site.homing.succeeded_by(successor).success(), "the old one ends with its last connection");
+    assert!(site.homing.pin_dir().exists(), "and leaves what is not its own any more");
+    let status =
+        site.homing.wait_until("nothing is open", |status| (0..2).all(|app| status["apps"][app]["connections"] == 0));
+    assert_eq!(status["pid"], site.homing.status()["pid"]);
+}
+
+#[test]
+fn a_session_that_the_replaced_homing_still_forwards_keeps_its_worker_from_ending_as_idle() {
+    let address = free_address();
+    let app = demo_app("demo", &[address], "127.0.0.1", 1, "timeouts = { idle = \"1s\", drain = \"60s\" }");
+    let app = app.replace("affinity = \"ip\"", "affinity = \"cookie\"").replace("min = 1", "min = 0");
+    let mut homing = Homing::start(&app);
+    let mut session =
+        Client { namespace: None, from: "127.0.0.1".parse().expect("an address"), target: address }.open();
+    let successor = homing.replace();
+    homing.wait_until("it is counted", |status| status["apps"][0]["connections"] == 1);
+    let before = homing.status()["uptime_seconds"].as_u64();
+    // Several times the idle time.
+    homing.wait_until("time passes", |status| status["uptime_seconds"].as_u64() > before.map(|s| s + 4));
+    assert!(session.is_alive() && is_alive(pid_of(&session)));
+    let pid = pid_of(&session);
+    drop(session);
+    assert!(homing.succeeded_by(successor).success());
+    wait_for("nobody uses it any more", || (!is_alive(pid)).then_some(()));
+}
+
+#[test]
 fn reload_replaces_the_workers_of_a_changed_command_and_open_sessions_stay() {
     let site = Site::start("127.0.0.1", "");
     let mut sessions = site.sessions();

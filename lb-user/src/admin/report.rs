@@ -1,7 +1,7 @@
 //! The answers, as JSON and as the command line prints them. `homing status --json` is this, field by field.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -159,6 +159,29 @@ pub struct BindingReport {
     pub connections: u32,
     pub seen_seconds_ago: u32,
     pub live: bool,
+}
+
+/// What another homing takes over.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct Handover {
+    pub pid: u32,
+    pub doors: Vec<OpenDoor>,
+    /// Where the replaced homing says what it still serves.
+    pub predecessor: PathBuf,
+}
+
+/// A listening socket.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct OpenDoor {
+    pub address: SocketAddr,
+    /// Its number in the process that holds it.
+    pub fd: i32,
+}
+
+/// Requests and tunnels in flight, by incarnation of the worker.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct Loads {
+    pub loads: Vec<(u64, u32)>,
 }
 
 /// What an order did, in words.

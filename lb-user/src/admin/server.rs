@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-use super::report::{Done, Failure, OutputFile, Status, Trace, TraceQuery};
+use super::report::{Done, Failure, Handover, Loads, OutputFile, Status, Trace, TraceQuery};
 
 /// A question to the task that owns the state.
 #[derive(Debug)]
@@ -33,6 +33,15 @@ pub enum Request {
     Stop {
         now: bool,
     },
+    /// What another homing would take over.
+    Handover(oneshot::Sender<Handover>),
+    /// Another homing takes over: decide nothing any more. Refused at a bad moment, unless forced.
+    Yield {
+        force: bool,
+        answer: oneshot::Sender<Result<(), String>>,
+    },
+    /// What a homing that was replaced still serves.
+    Loads(oneshot::Sender<Loads>),
     /// The answer says what was done, or why nothing was.
     Order(Order, oneshot::Sender<Result<String, String>>),
 }
@@ -90,6 +99,9 @@ pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) {
         .route("/v1/output", get(output))
         .route("/v1/stop", post(stop))
         .route("/v1/order", post(order))
+        .route("/v1/handover", get(handover))
+        .route("/v1/yield", post(make_way))
+        .route("/v1/loads", get(loads))
         .with_state(requests);
     // It only returns when the listener fails for good, which a unix socket's does not.
     let _ = axum::serve(Trusted(listener), router).await;
@@ -162,6 +174,34 @@ async fn order(State(requests): State<mpsc::Sender<Request>>, Json(order): Json<
     let _ = requests.send(Request::Order(order, answer)).await;
     match outcome.await {
         Ok(Ok(done)) => Json(Done { done }).into_response(),
+        Ok(Err(error)) => (StatusCode::CONFLICT, Json(Failure { error })).into_response(),
+        Err(_) => ending(),
+    }
+}
+
+async fn handover(State(requests): State<mpsc::Sender<Request>>) -> Response {
+    let (answer, handover) = oneshot::channel();
+    let _ = requests.send(Request::Handover(answer)).await;
+    handover.await.map_or_else(|_| ending(), |handover| Json(handover).into_response())
+}
+
+async fn loads(State(requests): State<mpsc::Sender<Request>>) -> Response {
+    let (answer, loads) = oneshot::channel();
+    let _ = requests.send(Request::Loads(answer)).await;
+    loads.await.map_or_else(|_| ending(), |loads| Json(loads).into_response())
+}
+
+#[derive(Deserialize)]
+struct YieldQuery {
+    #[serde(default)]
+    force: bool,
+}
+
+async fn make_way(State(requests): State<mpsc::Sender<Request>>, Query(query): Query<YieldQuery>) -> Response {
+    let (answer, outcome) = oneshot::channel();
+    let _ = requests.send(Request::Yield { force: query.force, answer }).await;
+    match outcome.await {
+        Ok(Ok(())) => StatusCode::NO_CONTENT.into_response(),
         Ok(Err(error)) => (StatusCode::CONFLICT, Json(Failure { error })).into_response(),
         Err(_) => ending(),
     }

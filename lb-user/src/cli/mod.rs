@@ -8,6 +8,7 @@ mod orders;
 mod plain;
 mod run;
 mod status;
+mod takeover;
 mod trace;
 
 use std::ffi::OsString;
@@ -51,8 +52,17 @@ enum Command {
     /// Prints a line that begins with "homing: ready" when all listeners are up. SIGTERM and SIGINT drain and stop;
     /// a second one stops at once. After kill -9, clients go on reaching their workers in the kernel, and the next
     /// `homing run` with the same directories takes both over.
-    #[command(after_help = "Example:\n  homing run --config /etc/homing/homing.toml")]
-    Run(ConfigFile),
+    #[command(
+        after_help = "Examples:\n  homing run --config /etc/homing/homing.toml\n  homing run --replace            \
+                      take over from the one that runs: a new version, nobody notices"
+    )]
+    Run {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Take over from the homing that runs: its sockets, workers and clients. It serves what is open until it ends.
+        #[arg(long)]
+        replace: bool,
+    },
     /// Watch it work: a stateful app built in, 4 workers, clients from several addresses.
     #[command(
         after_help = "Examples:\n  homing demo             a live picture, then the app stays up for your browser\n  \
@@ -181,7 +191,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     ExitCode::from(match cli.command {
-        Command::Run(file) => run::run(&file.config),
+        Command::Run { file, replace } => run::run(&file.config, replace),
         Command::Demo(options) => demo::demo(&options),
         Command::Check(file) => check::check(&file.config),
         Command::Status { socket, json } => ask(status::status(socket.control_socket, json)),

@@ -7,16 +7,18 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use tokio::sync::{mpsc, watch};
 
+use super::takeover::Takeover;
 use super::{DONE, FAILED, USAGE, fail};
 use crate::admin;
 use crate::bindings::MemoryBindings;
 use crate::config::{self, Config, Forward, KernelPath};
 use crate::control::doors;
-use crate::control::runner::{Kernel, Parts, Runner};
+use crate::control::runner::{Ended, Kernel, Parts, Runner};
 use crate::datapath::{self, Datapath};
 use crate::proxy::{CookieKeys, Proxy};
 use crate::routing::{Bindings, RoutingHandle, Snapshot};
@@ -26,7 +28,8 @@ const NOTICES_MAX: usize = 1_024;
 /// Questions on the control socket waiting for control.
 const REQUESTS_MAX: usize = 64;
 
-pub(super) fn run(path: &Path) -> u8 {
+/// `replace`: takes over from a homing that runs already.
+pub(super) fn run(path: &Path, replace: bool) -> u8 {
     let config = match config::file::load(path) {
         Ok(config) => config,
         Err(errors) => {
@@ -37,7 +40,7 @@ pub(super) fn run(path: &Path) -> u8 {
     log_to_stderr("info");
     // Not `eprintln!`, which panics where nobody listens.
     let ready = |line: &str| drop(writeln!(io::stderr(), "{line}"));
-    match super::block_on(serve(Some(path.to_owned()), config, ready)) {
+    match super::block_on(serve(Some(path.to_owned()), config, replace, ready)) {
         Ok(()) => DONE,
         Err(error) => fail(FAILED, &format!("{error:#}")),
     }
@@ -59,19 +62,36 @@ pub(super) fn log_to_stderr(level: &str) {
         .try_init();
 }
 
-/// Serves a configuration until it is told to stop. `file`: where it can be read again. `ready` gets the one line that
-/// says so.
-pub(super) async fn serve(file: Option<PathBuf>, config: Config, ready: impl FnOnce(&str)) -> anyhow::Result<()> {
+/// Serves a configuration until it is told to stop. `file`: where it can be read again. `replace`: takes over from a
+/// homing that runs already. `ready` gets the one line that says so.
+pub(super) async fn serve(
+    file: Option<PathBuf>,
+    config: Config,
+    replace: bool,
+    ready: impl FnOnce(&str),
+) -> anyhow::Result<()> {
     let homing = &config.homing;
     make_dir(&homing.state_dir, "state_dir", 0o700)?;
     make_dir(&homing.log_dir, "log_dir", 0o750)?;
-    let _lock = lock(&homing.state_dir)?;
-    let listeners = bind_all(&config)?;
+    let mut takeover = if replace { Takeover::ask(&homing.control_socket).await? } else { None };
+    // All that can go wrong goes wrong before the other homing yields.
+    let held = if takeover.is_some() { None } else { Some(lock(&homing.state_dir)?) };
+    let listeners = listeners(&config, takeover.as_mut())?;
     let keys = CookieKeys::load_or_create(&homing.state_dir)?;
-    let socket = admin::server::bind(&homing.control_socket).with_context(|| {
+    if let Some(takeover) = &takeover {
+        takeover.end_its_reign().await?;
+    }
+    let held = match held {
+        Some(held) => held,
+        None => until_free(|| lock(&homing.state_dir)).await?,
+    };
+    let bind = || admin::server::bind(&homing.control_socket);
+    let socket = if takeover.is_some() { until_free(bind).await } else { bind() };
+    let socket = socket.with_context(|| {
         format!("cannot listen on the control socket {}; set homing.control_socket", homing.control_socket.display())
     })?;
-    let _socket_file = Remove(homing.control_socket.clone());
+    let socket_file = Remove(homing.control_socket.clone());
+    let predecessor = takeover.map(|takeover| takeover.predecessor);
     let kernel = open_kernel(&config)?;
     let bindings: Arc<dyn Bindings> = match &kernel {
         Kernel::On(datapath) => datapath.bindings(),
@@ -85,14 +105,36 @@ pub(super) async fn serve(file: Option<PathBuf>, config: Config, ready: impl FnO
         RoutingHandle { snapshots: snapshot_receiver, notices: notice_sender, bindings: Arc::clone(&bindings) };
     let proxy = Proxy::new(routing, keys.clone());
     let line = ready_line(&config, &kernel);
-    let parts = Parts { file, config, keys, kernel, bindings, snapshots, notices, requests, proxy, listeners };
+    let parts =
+        Parts { file, config, keys, kernel, bindings, snapshots, notices, requests, proxy, listeners, predecessor };
     let runner = Runner::start(parts)?;
 
-    let answering = tokio::spawn(admin::server::serve(socket, request_sender));
+    let answering = tokio::spawn(admin::server::serve(socket, request_sender.clone()));
     ready(&line);
-    let ended = runner.run().await;
+    let ended = runner.run(request_sender).await;
     answering.abort();
-    ended
+    match ended? {
+        Ended::Stopped => Ok(()),
+        Ended::Replaced(predecessor) => {
+            // Both are the successor's now.
+            std::mem::forget(socket_file);
+            drop((answering.await, held));
+            predecessor.serve_out().await
+        }
+    }
+}
+
+/// Tries again for a while: a homing that has just yielded lets go of one thing after the other.
+async fn until_free<T, E>(take: impl Fn() -> Result<T, E>) -> Result<T, E> {
+    const TRIES: u32 = 100;
+    const PAUSE: Duration = Duration::from_millis(50);
+    for _ in 1..TRIES {
+        match take() {
+            Ok(taken) => return Ok(taken),
+            Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+    }
+    take()
 }
 
 /// A file that goes when this goes.
@@ -121,7 +163,7 @@ fn lock(state_dir: &Path) -> anyhow::Result<fs::File> {
     if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
         let holder = fs::read_to_string(&path).unwrap_or_default();
         return Err(anyhow!(
-            "another homing (pid {}) runs with state_dir {}; stop it with: homing stop, or give this one a state_dir of its own",
+            "another homing (pid {}) runs with state_dir {}; stop it with: homing stop, take over from it with: homing run --replace, or give this one a state_dir of its own",
             holder.trim(),
             state_dir.display()
         ));
@@ -131,12 +173,15 @@ fn lock(state_dir: &Path) -> anyhow::Result<fs::File> {
     Ok(file)
 }
 
-/// One for each listen address of each app.
-fn bind_all(config: &Config) -> anyhow::Result<Vec<(SocketAddr, TcpListener)>> {
+/// One for each listen address of each app: what the other homing has, or new ones.
+fn listeners(config: &Config, mut takeover: Option<&mut Takeover>) -> anyhow::Result<Vec<(SocketAddr, TcpListener)>> {
     let addresses = config.apps.iter().flat_map(|app| app.listen.iter().map(move |&address| (app, address)));
-    addresses
-        .map(|(app, address)| Ok((address, doors::bind(&app.name, address).map_err(|error| anyhow!(error))?)))
-        .collect()
+    let mut listener = |(app, address): (&config::App, SocketAddr)| {
+        let taken = takeover.as_mut().and_then(|takeover| takeover.listener(address));
+        let socket = taken.map_or_else(|| doors::bind(&app.name, address).map_err(|error| anyhow!(error)), Ok)?;
+        Ok((address, socket))
+    };
+    addresses.map(&mut listener).collect()
 }
 
 /// Opens the kernel path as the configuration wants it.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd as _;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -79,6 +80,16 @@ impl Doors {
             }
             stays
         });
+    }
+
+    /// The listening sockets, by their numbers in this process.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = (SocketAddr, i32)> + '_ {
+        self.open.iter().map(|(&address, door)| (address, door.socket.as_raw_fd()))
+    }
+
+    /// Waits until no listener has a connection left; after [`Doors::keep`] of none. May be cancelled and asked again.
+    pub(super) async fn empty(&mut self) {
+        while self.serving.join_next().await.is_some() {}
     }
 
     /// Breaks off everything.

@@ -12,6 +12,7 @@ mod housekeeping;
 mod last_output;
 mod launch;
 pub mod persist;
+pub mod predecessor;
 mod reload;
 mod remotes;
 mod report;

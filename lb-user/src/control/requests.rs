@@ -12,6 +12,9 @@ impl Runner {
             Request::Trace { app, address, answer } => drop(answer.send(self.trace(&app, address))),
             Request::Output { worker, answer } => drop(answer.send(output::files(&self.config, &worker))),
             Request::Stop { now } => self.stop(now),
+            Request::Handover(answer) => drop(answer.send(self.handover())),
+            // The one is for a homing that was replaced, the other for the loop.
+            Request::Loads(_) | Request::Yield { .. } => {}
             Request::Order(order, answer) => drop(answer.send(self.obey(order))),
         }
     }

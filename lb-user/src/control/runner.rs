@@ -15,6 +15,7 @@ use super::doors::Doors;
 use super::fixed::{self, Fixed};
 use super::last_output::LastOutput;
 use super::launch::{Launcher, Message, Running};
+use super::predecessor::{Elsewhere, Predecessor};
 use super::remotes::{self, Remote};
 use super::saver::Saver;
 use super::snapshot::snapshot;
@@ -47,6 +48,16 @@ pub struct Parts {
     pub proxy: Proxy,
     /// One for each listen address.
     pub listeners: Vec<(SocketAddr, TcpListener)>,
+    /// Where the homing that this one replaced says what it still serves.
+    pub predecessor: Option<PathBuf>,
+}
+
+/// How a run ended.
+pub enum Ended {
+    /// Everything has.
+    Stopped,
+    /// Another homing has taken over.
+    Replaced(Box<Predecessor>),
 }
 
 /// The kernel path, or why there is none.
@@ -78,6 +89,8 @@ pub struct Runner {
     pub(super) remotes: HashMap<BackendId, Remote>,
     pub(super) proxy: Proxy,
     pub(super) doors: Doors,
+    /// What a homing that was replaced by this one still serves.
+    elsewhere: Elsewhere,
     /// Connections of the kernel path, and on both paths, as last looked at.
     pub(super) by_kernel: HashMap<BackendId, u64>,
     pub(super) loads: Vec<(BackendId, u64)>,
@@ -92,7 +105,7 @@ pub struct Runner {
     messages: mpsc::Receiver<Message>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     notices: mpsc::Receiver<Notice>,
-    requests: mpsc::Receiver<Request>,
+    pub(super) requests: mpsc::Receiver<Request>,
     pub(super) restart_files: super::reload::RestartFiles,
     /// By app: whether the HTTP path may hold connections of a service that is otherwise remote backends' alone.
     pub(super) sockets: Vec<bool>,
@@ -109,7 +122,8 @@ impl Runner {
     /// # Errors
     /// When the configuration asks for more than homing can hold, or the kernel refuses an entry.
     pub fn start(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { file, config, keys, kernel, bindings, snapshots, notices, requests, proxy, listeners } = parts;
+        let Parts { file, config, keys, kernel, bindings, snapshots, notices, requests, proxy, listeners, predecessor } =
+            parts;
         let (saver, found) = Saver::open(&config.homing.state_dir);
         let ids = super::reload::number(&config.apps, &found.numbers());
         let has_kernel = matches!(kernel, Kernel::On(_));
@@ -135,6 +149,7 @@ impl Runner {
             running: HashMap::new(),
             remotes: HashMap::new(),
             doors: Doors::new(proxy.clone()),
+            elsewhere: predecessor.as_deref().map(Elsewhere::watch).unwrap_or_default(),
             proxy,
             by_kernel: HashMap::new(),
             loads: Vec::new(),
@@ -161,11 +176,12 @@ impl Runner {
         Ok(runner)
     }
 
-    /// Serves until everything has ended; then takes the kernel path down.
+    /// Serves until everything has ended, then takes the kernel path down; or until another homing takes over. `requesters`:
+    /// for who asks after that.
     ///
     /// # Errors
     /// When pins could not be removed.
-    pub async fn run(mut self) -> anyhow::Result<()> {
+    pub async fn run(mut self, requesters: mpsc::Sender<Request>) -> anyhow::Result<Ended> {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
@@ -183,7 +199,18 @@ impl Runner {
             tokio::select! {
                 Some(message) = self.messages.recv() => self.receive(message),
                 Some(notice) = self.notices.recv() => self.notice(notice),
-                Some(request) = self.requests.recv() => self.answer(request),
+                Some(request) = self.requests.recv() => match request {
+                    Request::Yield { force, answer } => match self.busy().filter(|_| !force) {
+                        Some(why) => drop(answer.send(Err(why))),
+                        None => {
+                            self.save();
+                            self.saver.settle().await;
+                            let _ = answer.send(Ok(()));
+                            return Ok(Ended::Replaced(Box::new(self.yielded(requesters))));
+                        }
+                    },
+                    request => self.answer(request),
+                },
                 () = sleep_until(due) => self.happen(Event::Tick),
                 _ = housekeeping.tick() => {
                     self.look_at_loads();
@@ -210,7 +237,7 @@ impl Runner {
         if let Kernel::On(datapath) = self.kernel {
             datapath.close()?;
         }
-        Ok(())
+        Ok(Ended::Stopped)
     }
 
     /// The first time drains, the second ends.
@@ -416,7 +443,10 @@ impl Runner {
 
     /// Connections that keep a worker busy: on the kernel path, and on both.
     pub(super) fn connections(&mut self, backend: BackendId) -> (u64, u64) {
-        let http = self.running.get(&backend).map_or(0, |running| running.load.open.load(Ordering::Relaxed));
+        let http = self
+            .running
+            .get(&backend)
+            .map_or(0, |running| running.load.open.load(Ordering::Relaxed) + self.elsewhere.open(running.incarnation));
         let kernel = self.kernel.datapath().map_or(0, |datapath| datapath.live(backend).connections);
         (kernel, kernel + u64::from(http))
     }

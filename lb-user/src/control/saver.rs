@@ -113,11 +113,16 @@ impl Saver {
         });
     }
 
-    /// Removes the files: nothing is left to adopt.
-    pub(super) async fn finish(self) {
+    /// Waits until no save is under way: the files may be another's then.
+    pub(super) async fn settle(&self) {
         while self.syncing.load(Ordering::SeqCst) {
             tokio::time::sleep(FINISH_LOOK).await;
         }
+    }
+
+    /// Removes the files: nothing is left to adopt.
+    pub(super) async fn finish(self) {
+        self.settle().await;
         for name in [DRAFT, NEXT, SYNCING, FILE] {
             let _ = fs::remove_file(self.dir.join(name));
         }

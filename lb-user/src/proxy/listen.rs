@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{interval, sleep};
 
 use super::counters::Counter;
@@ -166,18 +166,44 @@ fn start(
         _open: proxy.connections.open(app),
         _in_crowd: crowd::join(proxy, app, address),
     });
-    let service = service_fn(move |request| {
-        let connection = Arc::clone(&connection);
-        async move { Ok::<_, Infallible>(handle(connection, request).await) }
+    let talk = Arc::new(Talk::default());
+    let told = Arc::clone(&talk);
+    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        let (connection, talk) = (Arc::clone(&connection), Arc::clone(&told));
+        talk.begins(&request);
+        async move {
+            let response = handle(connection, request).await;
+            talk.is_asked.store(false, Ordering::Relaxed);
+            Ok::<_, Infallible>(response)
+        }
     });
     let served = settings.serve_connection(TokioIo::new(stream), service).with_upgrades();
-    tokio::spawn(run(Arc::clone(proxy), served, shutdown));
+    tokio::spawn(run(Arc::clone(proxy), served, talk, shutdown));
     Ok(())
+}
+
+/// How far a connection is.
+#[derive(Default)]
+struct Talk {
+    /// A request has come and is not answered yet.
+    is_asked: AtomicBool,
+    begun: Notify,
+}
+
+impl Talk {
+    fn begins(&self, request: &http::Request<hyper::body::Incoming>) {
+        // A connection that changes its protocol needs no end, and hyper would write `close` where `upgrade` must stand.
+        if !request.headers().contains_key(http::header::UPGRADE) {
+            self.is_asked.store(true, Ordering::Relaxed);
+            self.begun.notify_waiters();
+        }
+    }
 }
 
 async fn run<S>(
     proxy: Arc<Inner>,
     served: http1::UpgradeableConnection<TokioIo<TcpStream>, S>,
+    talk: Arc<Talk>,
     mut shutdown: watch::Receiver<Shutdown>,
 ) where
     S: hyper::service::HttpService<hyper::body::Incoming, ResBody = super::body::ResponseBody>,
@@ -188,6 +214,16 @@ async fn run<S>(
         ended = served.as_mut() => Some(ended),
         () = leaving(&mut shutdown) => None,
     };
+    if ended.is_none() && !talk.is_asked.load(Ordering::Relaxed) {
+        // Not at once: hyper closes a connection that waits for a request, and that may be on its way. The next one is
+        // the last, or the connection ends as any that asks for nothing.
+        ended = tokio::select! {
+            biased;
+            () = talk.begun.notified() => None,
+            ended = served.as_mut() => Some(ended),
+            () = stopped(&mut shutdown) => None,
+        };
+    }
     if ended.is_none() {
         served.as_mut().graceful_shutdown();
         ended = tokio::select! {

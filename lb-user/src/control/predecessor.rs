@@ -1,0 +1,142 @@
+//! Two homings for a while: the one that was replaced serves what is open with it, and tells its successor of that.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::doors::Doors;
+use super::runner::Runner;
+use super::state::Phase;
+use crate::admin;
+use crate::admin::report::{Handover, Loads, OpenDoor};
+use crate::admin::server::Request;
+use crate::routing::Load;
+
+/// Between the successor's questions.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// Questions without an answer in a row after which it has ended.
+const SILENCE_MAX: u32 = 6;
+
+/// What is left of a homing that was replaced.
+pub struct Predecessor {
+    doors: Doors,
+    requests: mpsc::Receiver<Request>,
+    requesters: mpsc::Sender<Request>,
+    loads: Vec<(u64, Arc<Load>)>,
+    socket: PathBuf,
+    /// What is still open then is broken off.
+    patience: Duration,
+}
+
+impl Runner {
+    pub(super) fn handover(&self) -> Handover {
+        let doors = self.doors.sockets().map(|(address, fd)| OpenDoor { address, fd }).collect();
+        Handover { pid: std::process::id(), doors, predecessor: self.predecessor_socket() }
+    }
+
+    fn predecessor_socket(&self) -> PathBuf {
+        self.config.homing.state_dir.join(format!("predecessor-{}.sock", std::process::id()))
+    }
+
+    /// Why this is no moment to be replaced: what starts would be started again, and who waits would wait in vain.
+    pub(super) fn busy(&self) -> Option<String> {
+        let is_starting = |phase: &Phase| matches!(phase, Phase::Starting { .. } | Phase::Queued);
+        let workers = || self.state.apps.iter().flat_map(|app| &app.workers);
+        let starting = workers().filter(|worker| is_starting(&worker.phase)).count();
+        let held: usize = self.state.apps.iter().map(|app| self.proxy.held(app.spec.id)).sum();
+        let restarting = self.state.apps.iter().any(|app| app.restarting.is_some());
+        (starting + held > 0 || restarting || self.state.stopping)
+            .then(|| format!("{starting} workers are starting, {held} requests wait"))
+    }
+
+    /// It decides nothing any more: workers, tables and files are its successor's.
+    pub(super) fn yielded(self, requesters: mpsc::Sender<Request>) -> Predecessor {
+        let socket = self.predecessor_socket();
+        let patience = self.config.apps.iter().map(|app| app.timeouts.drain).max().unwrap_or_default();
+        let processes = self.running.values().map(|running| (running.incarnation, Arc::clone(&running.load)));
+        let loads = processes.collect();
+        let Self { mut doors, requests, .. } = self;
+        doors.keep(|_| false);
+        Predecessor { doors, requests, requesters, loads, socket, patience }
+    }
+}
+
+impl Predecessor {
+    /// Until the last connection has ended, or must.
+    ///
+    /// # Errors
+    /// When the kernel gives no signals.
+    pub async fn serve_out(self) -> anyhow::Result<()> {
+        let Self { mut doors, mut requests, requesters, loads, socket, patience } = self;
+        let answering = match admin::server::bind(&socket) {
+            Ok(listener) => Some(tokio::spawn(admin::server::serve(listener, requesters)).abort_handle()),
+            Err(error) => {
+                tracing::warn!(%error, "the successor is not told what is still open here");
+                None
+            }
+        };
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let deadline = tokio::time::Instant::now() + patience;
+        tracing::info!("replaced: serving what is open until it ends, {} s at most", patience.as_secs());
+        loop {
+            tokio::select! {
+                () = doors.empty() => break,
+                () = tokio::time::sleep_until(deadline) => break,
+                Some(()) = terminate.recv() => break,
+                Some(()) = interrupt.recv() => break,
+                // Whoever asks anything else is told that homing is ending.
+                Some(request) = requests.recv() => if let Request::Loads(answer) = request {
+                    let open = |load: &Load| load.open.load(std::sync::atomic::Ordering::Relaxed);
+                    let loads = loads.iter().map(|(incarnation, load)| (*incarnation, open(load))).collect();
+                    drop(answer.send(Loads { loads }));
+                },
+            }
+        }
+        doors.end().await;
+        answering.inspect(AbortHandle::abort);
+        let _ = std::fs::remove_file(&socket);
+        Ok(())
+    }
+}
+
+/// What the homing that was replaced still serves, by incarnation of the worker.
+#[derive(Clone, Default)]
+pub(super) struct Elsewhere(Arc<Mutex<HashMap<u64, u32>>>);
+
+impl Elsewhere {
+    /// Asks the predecessor until it has ended.
+    pub(super) fn watch(socket: &Path) -> Self {
+        let elsewhere = Self::default();
+        let (told, socket) = (elsewhere.clone(), socket.to_owned());
+        tokio::spawn(async move {
+            let mut silent = 0;
+            while silent < SILENCE_MAX {
+                match admin::client::get::<Loads>(&socket, "/v1/loads").await {
+                    Ok(Loads { loads }) => {
+                        silent = 0;
+                        *told.table() = loads.into_iter().collect();
+                    }
+                    Err(_) => silent += 1,
+                }
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+            told.table().clear();
+        });
+        elsewhere
+    }
+
+    pub(super) fn open(&self, incarnation: u64) -> u32 {
+        self.table().get(&incarnation).copied().unwrap_or(0)
+    }
+
+    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<u64, u32>> {
+        // A panic cannot leave the map half-changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
