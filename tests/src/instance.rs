@@ -213,7 +213,15 @@ impl Homing {
 
     /// Waits until the status is as described.
     pub fn wait_until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
-        wait_for(what, || Some(self.status()).filter(&is_so))
+        let start = Instant::now();
+        loop {
+            let status = self.status();
+            if is_so(&status) {
+                return status;
+            }
+            assert!(start.elapsed() < DEADLINE, "not so after {} s: {what}: {status:#}", DEADLINE.as_secs());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Waits until this many workers of the app are ready; the status then.

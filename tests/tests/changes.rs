@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use homing::demo::client::{self, Dialect, Outcome};
-use homing_tests::instance::{Homing, binary, demo_app, free_address, is_alive, wait_for, workers};
+use homing_tests::instance::{DEADLINE, Homing, binary, demo_app, free_address, is_alive, wait_for, workers};
 use homing_tests::network::{client_v4, stranger_v4};
 use homing_tests::session::Client;
 use homing_tests::site::{Site, assert_kept, pid_of, v4};
@@ -180,6 +180,27 @@ fn a_session_that_the_replaced_homing_still_forwards_keeps_its_worker_from_endin
     drop(session);
     assert!(homing.succeeded_by(successor).success());
     wait_for("nobody uses it any more", || (!is_alive(pid)).then_some(()));
+}
+
+#[test]
+fn systemd_is_told_when_homing_is_ready_and_who_its_successor_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
+    socket.set_read_timeout(Some(DEADLINE)).expect("it can be set");
+    let hear = || {
+        let mut news = [0; 4_096];
+        let len = socket.recv(&mut news).expect("news");
+        String::from_utf8_lossy(&news[..len]).into_owned()
+    };
+    let variable = format!("NOTIFY_SOCKET={}", path.display());
+    let app = demo_app("demo", &[free_address()], "127.0.0.1", 1, "");
+    let mut homing = Homing::start_under(&["env", &variable], "", &app);
+    homing.wait_for_workers(0, 1);
+    assert_eq!(hear(), format!("READY=1\nMAINPID={}\n", homing.status()["pid"]));
+    let successor = homing.replace();
+    assert_eq!(hear(), format!("READY=1\nMAINPID={}\n", successor.id()));
+    assert!(homing.succeeded_by(successor).success());
 }
 
 #[test]

@@ -101,6 +101,13 @@ fn wait_for_restart(homing: &Homing) -> Value {
     workers(&status, 0)[0].clone()
 }
 
+/// Changes the configuration for the next start.
+fn reconfigure(homing: &Homing, change: impl FnOnce(String) -> String) {
+    let path = homing.dir().join("homing.toml");
+    let text = fs::read_to_string(&path).expect("readable");
+    fs::write(path, change(text)).expect("written");
+}
+
 /// Waits until homing has said it.
 fn wait_for_word(homing: &Homing, word: &str) {
     wait_for(word, || homing.said().contains(word).then_some(()));
@@ -134,9 +141,7 @@ fn after_a_kill_of_homing_workers_are_adopted_with_their_groups_and_a_stop_leave
     let before = groups(pids[0]);
     let directories = directories(pids[0]);
     homing.kill();
-    let config = homing.dir().join("homing.toml");
-    let text = fs::read_to_string(&config).expect("readable");
-    fs::write(config, text.replace("900MiB", "800MiB")).expect("written");
+    reconfigure(&homing, |text| text.replace("900MiB", "800MiB"));
     homing.start_again();
     let status = homing.wait_for_workers(0, 1);
     assert_eq!(workers(&status, 0)[0]["pid"], pids[0], "adopted: {status:#}");
@@ -174,8 +179,24 @@ fn what_a_worker_left_that_died_while_homing_was_dead_is_ended_at_the_next_start
     assert!(is_alive(pids[1]), "its daemon lives on");
     homing.start_again();
     wait_for_end(&pids);
+    wait_for_word(&homing, "ended processes that a worker of an earlier run left");
     let status = homing.wait_for_workers(0, 1);
     assert_ne!(workers(&status, 0)[0]["pid"], pids[0]);
+}
+
+#[test]
+fn an_app_that_is_no_longer_configured_leaves_no_process() {
+    let (stays, goes) = (Program::new(), Program::new());
+    let app = goes.app("family", "", "").replace("\"odd\"", "\"even\"");
+    let mut homing = stays.start("", &(stays.app("", "", "") + &app));
+    homing.wait_for_workers(1, 1);
+    let (pids, kept) = (family(&goes.ask("/family")), homing.pids(0));
+    homing.kill();
+    reconfigure(&homing, |text| text.replace(&app, ""));
+    homing.start_again();
+    wait_for_end(&pids);
+    homing.wait_for_workers(0, 1);
+    assert_eq!(homing.pids(0), kept);
 }
 
 #[test]
@@ -386,7 +407,7 @@ fn a_limit_that_may_not_be_raised_is_named_with_the_remedy() {
 fn check_notes_workers_that_run_as_root() {
     let program = Program::new();
     for (keys, is_noted) in [("", true), ("user = \"root\"", true), ("user = \"nobody\"", false)] {
-        let homing = Homing::configured(&[], "", &program.app("", keys, ""));
+        let homing = Homing::configured(&[], "", &program.app("", keys, "memory_max = \"2GiB\""));
         let checked = std::process::Command::new(homing_tests::instance::binary())
             .args(["check", "--config"])
             .arg(homing.dir().join("homing.toml"))
@@ -395,5 +416,6 @@ fn check_notes_workers_that_run_as_root() {
         let said = String::from_utf8_lossy(&checked.stdout);
         assert!(checked.status.success(), "{checked:?}");
         assert_eq!(said.contains("its workers run as root"), is_noted, "{said}");
+        assert!(said.contains("memory 2 GiB for all processes of a worker"), "{said}");
     }
 }

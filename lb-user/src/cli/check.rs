@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use super::{DONE, USAGE};
-use crate::config::{self, Affinity, App, Backend, Config, Forward, KernelPath, Protect, Rate};
+use crate::config::isolation::size_in_words;
+use crate::config::{self, Affinity, App, Backend, Config, Forward, Isolation, KernelPath, Protect, Rate};
 use crate::datapath;
 
 pub(super) fn check(path: &Path) -> u8 {
@@ -56,6 +57,9 @@ fn render(path: &Path, config: &Config, missing: Option<&str>, others: &[String]
         if !app.command.is_empty() {
             let _ = writeln!(out, "  workers   {}", workers(app));
             let _ = writeln!(out, "  command   {}", app.command.join(" "));
+            if let Some(confined) = confined(app) {
+                let _ = writeln!(out, "  confined  {confined}");
+            }
             if is_root && app.user.as_deref().is_none_or(|user| user == "root") {
                 let _ = writeln!(out, "  note      its workers run as root; give it a `user` that owns nothing else");
             }
@@ -128,6 +132,20 @@ fn by_backends(app: &App) -> (&'static str, String) {
         return ("http", "forward = \"http\": only the HTTP path reaches these backends".to_owned());
     }
     ("both", "an address alone names the worker; backends by http are reached by the HTTP path".to_owned())
+}
+
+/// Whom the workers run as and what they may use, where anything is said of it.
+fn confined(app: &App) -> Option<String> {
+    let Isolation { group, memory_max, cpu_weight, .. } = &app.isolation;
+    let words = [
+        app.user.as_ref().map(|user| format!("user {user}")),
+        group.as_ref().map(|group| format!("group {group}")),
+        memory_max.map(|bytes| format!("memory {} for all processes of a worker", size_in_words(bytes))),
+        cpu_weight.map(|weight| format!("CPU weight {weight}")),
+        (!app.isolation.no_new_privileges).then(|| "may gain privileges by setuid programs".to_owned()),
+    ];
+    let words: Vec<String> = words.into_iter().flatten().collect();
+    (!words.is_empty()).then(|| words.join(", "))
 }
 
 fn workers(app: &App) -> String {

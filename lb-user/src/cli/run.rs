@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use sd_notify::NotifyState;
 use tokio::sync::{mpsc, watch};
 
 use super::takeover::Takeover;
@@ -111,6 +112,8 @@ pub(super) async fn serve(
 
     let answering = tokio::spawn(admin::server::serve(socket, request_sender.clone()));
     ready(&line);
+    // Also the process, since another one may have been the service's until now.
+    tell_systemd(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
     let ended = runner.run(request_sender).await;
     answering.abort();
     match ended? {
@@ -135,6 +138,13 @@ async fn until_free<T, E>(take: impl Fn() -> Result<T, E>) -> Result<T, E> {
         }
     }
     take()
+}
+
+/// Where homing is a unit of `Type=notify`.
+fn tell_systemd(news: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(news) {
+        tracing::warn!(%error, "systemd was not told; a unit of Type=notify needs NotifyAccess=all for --replace");
+    }
 }
 
 /// A file that goes when this goes.

@@ -31,26 +31,30 @@ const FINISH_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) struct Confinement {
     cgroups: Cgroups,
-    clearing: Clearing,
+    /// Held by every task that clears up after a worker; nothing is sent.
+    busy: Option<mpsc::Sender<Infallible>>,
+    weak: mpsc::WeakSender<Infallible>,
     /// Ends when nobody clears any more.
     cleared: mpsc::Receiver<Infallible>,
     memory_told: Once,
     cpu_told: Once,
 }
 
-/// Held by every task that clears up after a worker.
+/// Clears up after a worker.
 #[derive(Clone)]
 pub(super) struct Clearing {
-    _busy: mpsc::Sender<Infallible>,
+    /// Weak: who only may have to clear one day is not waited for.
+    busy: mpsc::WeakSender<Infallible>,
 }
 
 impl Confinement {
     pub(super) fn open(homing: &config::Homing) -> Self {
-        let (clearing, cleared) = mpsc::channel(1);
+        let (busy, cleared) = mpsc::channel(1);
         let cgroups = Cgroups::open(&homing.state_dir, homing.cgroups == config::Cgroups::Preferred);
         Self {
             cgroups,
-            clearing: Clearing { _busy: clearing },
+            weak: busy.downgrade(),
+            busy: Some(busy),
             cleared,
             memory_told: Once::new(),
             cpu_told: Once::new(),
@@ -58,7 +62,7 @@ impl Confinement {
     }
 
     pub(super) fn clearing(&self) -> Clearing {
-        self.clearing.clone()
+        Clearing { busy: self.weak.clone() }
     }
 
     /// A new worker's own groups with their bounds, and who has to keep its memory in them.
@@ -111,7 +115,9 @@ impl Confinement {
         for group in self.cgroups.leftovers(&kept) {
             match group.kill() {
                 Ok(0) => {}
-                Ok(count) => tracing::info!(count, "ended processes that a worker of an earlier run left"),
+                Ok(count) => {
+                    tracing::info!(count, group = group.name(), "ended processes that a worker of an earlier run left");
+                }
                 Err(error) => tracing::warn!(%error, "what a worker of an earlier run left could not be ended"),
             }
             self.clearing().until(move || {
@@ -126,8 +132,7 @@ impl Confinement {
 
     /// Waits for the last processes of ended workers.
     pub(super) async fn finish(&mut self) {
-        let (unused, _) = mpsc::channel(1);
-        self.clearing = Clearing { _busy: unused };
+        self.busy = None;
         let _ = tokio::time::timeout(FINISH_LIMIT, self.cleared.recv()).await;
         self.cgroups.close();
     }
@@ -180,7 +185,7 @@ impl Clearing {
 
     /// Asks until it is so, in a task of its own.
     fn until(&self, mut is_cleared: impl FnMut() -> bool + Send + 'static) {
-        let busy = self.clone();
+        let busy = self.busy.upgrade();
         tokio::spawn(async move {
             let end = Instant::now() + CLEAR_LIMIT;
             let mut pause = CLEAR_MIN;

@@ -261,6 +261,9 @@ impl Runner {
             Message::Exited { backend, how, last_output } => {
                 self.running.remove(&backend);
                 self.exited(backend, how, last_output);
+                if let Some(datapath) = self.kernel.datapath() {
+                    datapath.forget(backend);
+                }
             }
             Message::Answers { backend } => self.happen(Event::Answers { backend }),
             Message::Unresponsive { backend, reason } => self.happen(Event::Unresponsive { backend, reason }),

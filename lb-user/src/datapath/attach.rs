@@ -59,8 +59,8 @@ pub enum Mode {
 
 const XDP: &str = "homing_xdp";
 const LOOKUP: &str = "homing_lookup";
-/// Two of a kind, since one alone misses what happens while it runs.
-const STATES: [&str; 2] = ["homing_state", "homing_state_too"];
+/// Of a kind, since one alone misses what happens while it runs.
+const STATES: [&str; 3] = ["homing_state", "homing_state_too", "homing_state_also"];
 
 /// Attaches all programs. An interface that refuses XDP is reported, not fatal: delivery does not need it.
 pub(super) fn attach_all(ebpf: &mut Ebpf, pin_dir: &Path, interfaces: &[String]) -> Result<Vec<Attached>, Unavailable> {
@@ -89,8 +89,6 @@ fn attach_state(program: &mut BtfTracePoint, name: &'static str, pin_dir: &Path)
     if is_pinned_already(&program.info(), pin_dir, name) {
         return Ok(());
     }
-    // Another version's goes first: what both of them count need not be the same.
-    let _ = fs::remove_file(link_path(pin_dir, name));
     let id = program.attach().map_err(failed(name))?;
     let link: FdLink = program.take_link(id).map_err(failed(name))?.into();
     replace_pin(link, pin_dir, name)?;

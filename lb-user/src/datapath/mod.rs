@@ -256,14 +256,22 @@ impl Datapath {
         for family in [FAMILY_V4, FAMILY_V6] {
             let _ = self.sockets.remove(&Wire(SocketKey { backend, family }));
         }
-        let _ = self.live.remove(&Wire(backend));
         Ok(())
+    }
+
+    /// Nothing of the backend is counted any more: its process is gone. Until then it may be enlisted again, and what was
+    /// open or under way meanwhile must have been counted.
+    pub fn forget(&mut self, backend: BackendId) {
+        let _ = self.live.remove(&Wire(backend));
     }
 
     /// Retires every backend that is not among `keep`: what an earlier run left behind.
     pub fn retire_others(&mut self, keep: &[BackendId]) -> Result<(), TableError> {
         let others = self.backends().into_iter().filter(|backend| !keep.contains(backend));
-        others.collect::<Vec<_>>().into_iter().try_for_each(|backend| self.retire(backend))
+        others.collect::<Vec<_>>().into_iter().try_for_each(|backend| {
+            self.forget(backend);
+            self.retire(backend)
+        })
     }
 
     /// Backends that the tables name, some of them twice.

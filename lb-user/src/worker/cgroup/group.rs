@@ -16,6 +16,8 @@ use crate::worker::spawn::open_pidfd;
 const KILL_ROUNDS_MAX: usize = 64;
 /// CPU weights count from 100, v1's shares from 1,024.
 const SHARES_PER_100: u64 = 1_024;
+/// v1 charges memory in batches of pages, on each CPU: so much less than the limit is at it.
+const CHARGE_BYTES: u64 = 2 << 20;
 /// The kernel takes no more (MAX_SHARES).
 const SHARES_MAX: u64 = 1 << 18;
 
@@ -41,6 +43,11 @@ impl Group {
     fn directories(&self) -> impl Iterator<Item = &Path> {
         let others = [&self.memory, &self.cpu].into_iter().flatten().map(|(_, directory)| directory);
         iter::once(&self.tree).chain(others.filter(|directory| **directory != self.tree)).map(PathBuf::as_path)
+    }
+
+    /// As it was given to [`super::Cgroups::make`].
+    pub fn name(&self) -> &str {
+        self.tree.file_name().and_then(|name| name.to_str()).unwrap_or_default()
     }
 
     pub(super) fn is_in(&self, directory: &Path) -> bool {
@@ -114,9 +121,9 @@ impl Group {
             Version::V1 => {
                 let number = |file| read(file).and_then(|text| text.trim().parse::<u64>().ok());
                 let highest = number("memory.max_usage_in_bytes")?;
-                // Charged in batches of pages: a little less than the limit is at it.
-                let limit = number("memory.limit_in_bytes")? / 64 * 63;
-                Some(Kills { count: field(&read("memory.oom_control")?, "oom_kill")?, own_limit: highest >= limit })
+                let limit = number("memory.limit_in_bytes")?;
+                let own_limit = highest >= limit.saturating_sub(CHARGE_BYTES);
+                Some(Kills { count: field(&read("memory.oom_control")?, "oom_kill")?, own_limit })
             }
         }
     }
@@ -153,6 +160,10 @@ impl Group {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
+        self.kill_one_by_one()
+    }
+
+    pub(super) fn kill_one_by_one(&self) -> io::Result<usize> {
         // Nobody forks while frozen (v2); a signal to end is obeyed all the same.
         let _ = put(&self.tree.join("cgroup.freeze"), "1");
         let mut told = 0;

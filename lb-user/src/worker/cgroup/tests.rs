@@ -135,7 +135,7 @@ fn bounds_are_written_as_each_version_wants_them() {
     fs::write(own.join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n").expect("written");
     fs::write(own.join("memory.max_usage_in_bytes"), "4096\n").expect("written");
     assert_eq!(group(Version::V1).kills(), Some(Kills { count: 1, own_limit: false }));
-    fs::write(own.join("memory.max_usage_in_bytes"), "1073737728\n").expect("written");
+    fs::write(own.join("memory.max_usage_in_bytes"), "1072693248\n").expect("written");
     assert_eq!(group(Version::V1).kills(), Some(Kills { count: 1, own_limit: true }));
 }
 
@@ -209,8 +209,36 @@ async fn what_an_earlier_run_left_is_found_from_its_record_alone() {
     assert!(after.parents.is_empty(), "{:?}", after.parents);
 }
 
+/// A worker that forks all the time, each child in a session of its own and with a clean environment.
+async fn forks_are_all_ended(cgroups: &Cgroups, kill: impl Fn(&Process) -> io::Result<usize>) {
+    let group = cgroups.make("sales.0.3", false, false).expect("made").expect("there are groups");
+    let tree = group.tree.clone();
+    let worker = Worker::sh_in("while :; do env -i setsid sleep 1000 & echo $!; sleep 0.01; done", Some(group));
+    worker.log_lines(20);
+    assert!(kill(&worker.process).expect("killed") >= 20);
+    assert_eq!(worker.process.exited().await, Exit::Signal(9));
+    eventually("the end of all", || worker.process.is_cleared().then_some(()));
+    assert!(!tree.exists());
+    for line in worker.log().lines() {
+        let pid = line.parse().expect("a process id");
+        assert!(Stat::read(pid).map_or(true, |stat| stat.dead), "{pid} is left");
+    }
+}
+
 #[tokio::test]
-async fn where_there_is_only_v1_a_worker_that_forks_all_the_time_is_ended_too() {
+async fn a_worker_that_forks_all_the_time_is_ended_with_all_it_forked() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let Some(mut cgroups) = real(folder.path()) else { return };
+    forks_are_all_ended(&cgroups, |process| process.kill_tree(Signal::KILL)).await;
+    // As Linux before 5.14 has to.
+    let one_by_one = |process: &Process| process.kin().group.as_ref().expect("it has one").kill_one_by_one();
+    forks_are_all_ended(&cgroups, one_by_one).await;
+    cgroups.close();
+    assert!(cgroups.parents.is_empty(), "{:?}", cgroups.parents);
+}
+
+#[tokio::test]
+async fn where_there_is_only_v1_it_is_ended_too() {
     let places = hierarchy::places("self").expect("readable");
     let v1: Vec<Place> = places.into_iter().filter(|place| place.version == Version::V1).collect();
     let name = format!("homing-test-{}", std::process::id());
@@ -219,19 +247,7 @@ async fn where_there_is_only_v1_a_worker_that_forks_all_the_time_is_ended_too() 
         eprintln!("SKIPPED: {}", why(&cgroups.tree_way));
         return;
     }
-    let group = cgroups.make("sales.0.3", false, false).expect("made").expect("there are groups");
-    let tree = group.tree.clone();
-    let worker = Worker::sh_in("while :; do env -i setsid sleep 1000 & echo $!; sleep 0.01; done", Some(group));
-    worker.log_lines(20);
-    assert!(worker.process.kill_tree(Signal::KILL).expect("killed") >= 20);
-    assert_eq!(worker.process.exited().await, Exit::Signal(9));
-    eventually("the end of all", || worker.process.is_cleared().then_some(()));
-    assert!(!tree.exists());
-    for line in worker.log().lines() {
-        let pid = line.parse().expect("a process id");
-        assert!(Stat::read(pid).map_or(true, |stat| stat.dead), "{pid} is left");
-    }
-    drop(worker);
+    forks_are_all_ended(&cgroups, |process| process.kill_tree(Signal::KILL)).await;
     cgroups.record = std::env::temp_dir().join(&name);
     cgroups.close();
     assert!(cgroups.parents.is_empty(), "{:?}", cgroups.parents);
