@@ -4,7 +4,7 @@
 //! Nothing here decides; `control` makes snapshots and `proxy` follows them.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
@@ -14,6 +14,7 @@ use lb_common::addr::Addr;
 use lb_common::affinity::{self, Choice, Tables};
 use tokio::sync::{mpsc, watch};
 
+use crate::address::Address;
 use crate::config::{Affinity, Cookie, Protect};
 
 /// All apps, as they are now.
@@ -56,7 +57,7 @@ pub struct WorkerRoute {
     pub draining: bool,
     /// Requests and tunnels that it may have in flight beside its kernel-path connections; who knows it comes in beyond.
     pub room: u32,
-    pub address: SocketAddr,
+    pub address: Address,
     pub load: Arc<Load>,
 }
 

@@ -2,11 +2,15 @@
 //! knows nothing of workers; who calls it needs no `unsafe`.
 #![allow(unsafe_code)]
 
+use std::ffi::{CString, OsStr};
 use std::fs::File;
-use std::io::{self, PipeReader, PipeWriter, Read as _};
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::ptr;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -16,6 +20,9 @@ use tokio::io::unix::AsyncFd;
 
 /// Descriptors from here on are not for the new program: 0, 1 and 2 are its input and outputs.
 const FIRST_PRIVATE_FD: libc::c_uint = 3;
+
+/// The number under which a program finds the socket that it is passed (sd_listen_fds(3)).
+pub(crate) const PASSED_FD: RawFd = FIRST_PRIVATE_FD.cast_signed();
 
 /// Whom a program runs as.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,6 +174,100 @@ fn reset_signals() {
     // SAFETY: the set has the size that is given and outlives the call. A plain system call, so async-signal-safe.
     unsafe {
         libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, nowhere, SET_BYTES);
+    }
+}
+
+/// Makes the program start with `socket` as descriptor 3 and LISTEN_PID as its process id. What else is to happen between
+/// fork and exec must be registered before: this step is the exec, because the id is known only then and a `Command` makes
+/// its environment before the fork. Of that environment the program gets what was set on `command`, nothing inherited.
+pub(crate) fn pass_socket(command: &mut Command, arg0: &str, socket: BorrowedFd<'_>) -> io::Result<()> {
+    let mut image = Image::of(command, arg0)?;
+    // Of the two copies one may get the very number. As long as it is taken, the pipe through which std tells of an exec
+    // that failed cannot get it.
+    let socket = rustix::io::fcntl_dupfd_cloexec(socket, PASSED_FD)?;
+    let spare = rustix::io::fcntl_dupfd_cloexec(&socket, PASSED_FD)?;
+    let execute = move || {
+        let _open_until_now = &spare;
+        if socket.as_raw_fd() == PASSED_FD {
+            rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::empty())?;
+        } else {
+            // SAFETY: takes integers only. Whose descriptor is replaced has no more use for it: this process, in which
+            // one thread lives, becomes the new program or ends.
+            let answer = unsafe { libc::dup2(socket.as_raw_fd(), PASSED_FD) };
+            if answer < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        image.execute()
+    };
+    // SAFETY: as in `detach`. `execute` makes system calls on what was allocated before the fork, writes a number into a
+    // buffer of its own, and executes the program as std would have done next.
+    unsafe {
+        command.pre_exec(execute);
+    }
+    Ok(())
+}
+
+/// The socket that this process was passed, as sd_listen_fds(3) has it; `None` if it was not. To be asked once.
+pub(crate) fn passed_socket() -> Option<TcpListener> {
+    let is = |name: &str, expected: u32| std::env::var(name).is_ok_and(|value| value == expected.to_string());
+    if !is("LISTEN_PID", std::process::id()) || !is("LISTEN_FDS", 1) {
+        return None;
+    }
+    // SAFETY: by the convention the descriptor was open when this process began and is for whoever asks, which happens
+    // once; nobody else knows it.
+    Some(unsafe { TcpListener::from_raw_fd(PASSED_FD) })
+}
+
+/// A program with its arguments and environment, ready to be executed.
+struct Image {
+    program: CString,
+    /// What the pointers point to.
+    _texts: Vec<CString>,
+    argv: Vec<*const libc::c_char>,
+    /// The first is LISTEN_PID's.
+    envp: Vec<*const libc::c_char>,
+    listen_pid: Vec<u8>,
+}
+
+// SAFETY: the pointers are to texts that it owns and never changes, and is only read through.
+unsafe impl Send for Image {}
+// SAFETY: as above.
+unsafe impl Sync for Image {}
+
+impl Image {
+    const LISTEN_PID: &[u8] = b"LISTEN_PID=";
+    /// Digits of the largest number, and the end of the text.
+    const PID_BYTES_MAX: usize = 11;
+
+    fn of(command: &Command, arg0: &str) -> io::Result<Self> {
+        let text = |text: &[u8]| CString::new(text).map_err(io::Error::other);
+        let arguments = command.get_args().map(OsStr::as_bytes);
+        let arguments: Vec<CString> =
+            [arg0.as_bytes()].into_iter().chain(arguments).map(text).collect::<Result<_, _>>()?;
+        let variables =
+            command.get_envs().filter_map(|(name, value)| Some([name.as_bytes(), value?.as_bytes()].join(&b'=')));
+        let variables: Vec<CString> = variables.map(|variable| text(&variable)).collect::<Result<_, _>>()?;
+        let pointers = |texts: &[CString]| texts.iter().map(|text| text.as_ptr()).collect::<Vec<_>>();
+        Ok(Self {
+            program: text(command.get_program().as_bytes())?,
+            argv: [pointers(&arguments), vec![ptr::null()]].concat(),
+            envp: [vec![ptr::null()], pointers(&variables), vec![ptr::null()]].concat(),
+            listen_pid: [Self::LISTEN_PID, &[0; Self::PID_BYTES_MAX]].concat(),
+            // Moved, not copied: the texts themselves stay where they are.
+            _texts: arguments.into_iter().chain(variables).collect(),
+        })
+    }
+
+    /// Becomes the program; returns only when that failed.
+    fn execute(&mut self) -> io::Result<()> {
+        write!(&mut self.listen_pid[Self::LISTEN_PID.len()..], "{}\0", std::process::id())?;
+        self.envp[0] = self.listen_pid.as_ptr().cast();
+        // SAFETY: both lists end with a null pointer, every text in them with a NUL; all outlive the call.
+        unsafe {
+            libc::execvpe(self.program.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr());
+        }
+        Err(io::Error::last_os_error())
     }
 }
 

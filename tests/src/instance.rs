@@ -81,7 +81,7 @@ impl Homing {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let pin_dir = PathBuf::from(format!("/sys/fs/bpf/homing-test-{}-{number}", std::process::id()));
         let config = format!(
-            "[homing]\ncontrol_socket = \"control.sock\"\nstate_dir = \"state\"\nlog_dir = \"log\"\npin_dir = {pin_dir:?}\n{settings}\n{apps}"
+            "[homing]\ncontrol_socket = \"control.sock\"\nstate_dir = \"state\"\nrun_dir = \"run\"\nlog_dir = \"log\"\npin_dir = {pin_dir:?}\n{settings}\n{apps}"
         );
         std::fs::write(dir.path().join("homing.toml"), config).expect("the configuration is written");
         let wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();

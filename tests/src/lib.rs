@@ -6,5 +6,6 @@ pub mod network;
 pub mod packets;
 pub mod round_robin;
 pub mod session;
+pub mod shiny;
 pub mod site;
 pub mod wire;

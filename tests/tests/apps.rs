@@ -1,62 +1,15 @@
 //! Real apps and a real browser. Needs root, the environment of `cargo xtask setup --apps`, Chromium and ChromeDriver.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::net::SocketAddr;
 
-use homing::demo::client::{Client, Dialect, Outcome};
+use homing::demo::client::Dialect;
 use homing_tests::browser::Browser;
-use homing_tests::instance::{Homing, free_address};
+use homing_tests::instance::Homing;
 use homing_tests::round_robin;
+use homing_tests::shiny::{self, CLIENTS, ON_PORTS, all, by_address, by_cookie, spread};
 
-/// Users or addresses at once.
-const CLIENTS: u8 = 50;
-
-/// The Shiny app of config/shiny-python.toml, its listen address and affinity replaced.
 fn shiny(affinity: &str) -> (Homing, SocketAddr) {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    let listen = free_address();
-    let config = std::fs::read_to_string(root.join("config/shiny-python.toml")).expect("the example is there");
-    let venv = std::env::var("HOMING_VENV").expect("HOMING_VENV names the environment; use cargo xtask test --apps");
-    let app = root.join("config/apps/shiny-python").canonicalize().expect("the app is there");
-    let config = config
-        .replace("0.0.0.0:8080", &listen.to_string())
-        .replace("affinity  = \"ip\"", &format!("affinity = \"{affinity}\""))
-        .replace("apps/shiny-python", &app.display().to_string())
-        .replace("../../../target/venv/shiny-python", &venv);
-    let homing = Homing::start(&config);
-    homing.wait_for_workers(0, 4);
-    (homing, listen)
-}
-
-/// Runs all clients at once.
-async fn all(clients: Vec<Client>) -> Vec<Outcome> {
-    let tests = clients.into_iter().map(|client| tokio::spawn(async move { client.sticky_test(|_| {}).await }));
-    let mut outcomes = Vec::new();
-    for test in tests.collect::<Vec<_>>() {
-        outcomes.push(test.await.expect("the client does not panic"));
-    }
-    outcomes
-}
-
-fn by_address(target: SocketAddr, dialect: Dialect) -> Vec<Client> {
-    let from = |number| Some(IpAddr::V4(Ipv4Addr::new(127, 0, 3, number)));
-    (1..=CLIENTS).map(|number| Client { target, from: from(number), dialect, cookies: false }).collect()
-}
-
-fn by_cookie(target: SocketAddr, dialect: Dialect) -> Vec<Client> {
-    (0..CLIENTS).map(|_| Client { target, from: None, dialect, cookies: true }).collect()
-}
-
-/// Clients per worker; all must have passed.
-fn spread(outcomes: &[Outcome]) -> BTreeMap<String, usize> {
-    let mut workers = BTreeMap::new();
-    for outcome in outcomes {
-        assert!(outcome.passed(), "{outcome:?}");
-        *workers.entry(outcome.worker.clone().expect("a session names its worker")).or_default() += 1;
-    }
-    println!("clients per worker: {workers:?}");
-    workers
+    shiny::start(affinity, ON_PORTS)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -44,10 +44,10 @@ fn a_port_in_use_is_named_with_how_to_find_its_holder() {
 #[test]
 fn an_unreadable_configuration_and_unknown_keys_are_named_with_their_place() {
     let homing = Homing::configured(&[], "kernel_pth = \"off\"", "[[app]\n");
-    assert!(refused(&homing, 2).contains("homing.toml:6:"), "the place of the syntax error");
+    assert!(refused(&homing, 2).contains("homing.toml:7:"), "the place of the syntax error");
     let apps = demo_app("demo", &[free_address()], "127.0.0.1", 1, "");
     let said = refused(&Homing::configured(&[], "kernel_pth = \"off\"", &apps), 2);
-    assert!(said.contains("homing.toml:6:1") && said.contains("kernel_path"), "{said}");
+    assert!(said.contains("homing.toml:7:1") && said.contains("kernel_path"), "{said}");
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn a_missing_command_is_named_with_its_place() {
     for program in ["/no/such/program", "no-such-program"] {
         let app = app_with(free_address(), &format!("[{program:?}]"), "");
         let said = refused(&Homing::configured(&[], "", &app), 2);
-        assert!(said.contains("homing.toml:11:12: command") && said.contains(program), "{said}");
+        assert!(said.contains("homing.toml:12:12: command") && said.contains(program), "{said}");
     }
 }
 

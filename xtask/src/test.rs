@@ -63,9 +63,10 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "changes",
                 "scheduling",
                 "isolation",
+                "sockets",
             ],
         ),
-        ("apps", options.apps, &["apps"]),
+        ("apps", options.apps, &["apps", "uvicorn"]),
     ];
     for (name, is_wanted, files) in privileged {
         if !wanted(is_wanted) {

@@ -8,6 +8,8 @@ use crate::config::isolation::size_in_words;
 use crate::config::{self, Affinity, App, Backend, Config, Forward, Isolation, KernelPath, Protect, Rate};
 use crate::datapath;
 
+const ON_UNIX_SOCKETS: &str = "its workers listen on unix sockets";
+
 pub(super) fn check(path: &Path) -> u8 {
     match config::file::load(path) {
         Ok(config) => {
@@ -80,6 +82,9 @@ fn render(path: &Path, config: &Config, missing: Option<&str>, others: &[String]
 }
 
 fn path_of(app: &App, kernel_path: KernelPath, missing: Option<&str>) -> (&'static str, String) {
+    if app.has_workers_on_unix_sockets() && !app.has_kernel_path() {
+        return ("http", format!("{ON_UNIX_SOCKETS}, which only the HTTP path reaches"));
+    }
     match (app.affinity, kernel_path, missing) {
         (Affinity::Cookie, _, _) => ("http", "affinity = \"cookie\": only the HTTP path reads cookies".to_owned()),
         (_, KernelPath::Off, _) => ("http", "kernel_path = \"off\"".to_owned()),
@@ -124,14 +129,17 @@ fn crowds(app: &App) -> String {
 }
 
 fn by_backends(app: &App) -> (&'static str, String) {
-    let http = app.backends.iter().filter(|backend| backend.forward == Forward::Http).count();
-    if http == 0 {
-        return ("kernel", "an address alone names the worker".to_owned());
+    let by_http = app.backends.iter().any(|backend| backend.forward == Forward::Http);
+    match (app.has_kernel_path(), app.has_workers_on_unix_sockets(), by_http) {
+        (false, ..) => ("http", "forward = \"http\": only the HTTP path reaches these backends".to_owned()),
+        (true, false, false) => ("kernel", "an address alone names the worker".to_owned()),
+        (true, false, true) => {
+            ("both", "an address alone names the worker; backends by http are reached by the HTTP path".to_owned())
+        }
+        (true, true, _) => {
+            ("both", format!("an address alone names the backend; {ON_UNIX_SOCKETS}, reached by the HTTP path"))
+        }
     }
-    if http == app.backends.len() && app.command.is_empty() {
-        return ("http", "forward = \"http\": only the HTTP path reaches these backends".to_owned());
-    }
-    ("both", "an address alone names the worker; backends by http are reached by the HTTP path".to_owned())
 }
 
 /// Whom the workers run as and what they may use, where anything is said of it.
@@ -153,5 +161,31 @@ fn workers(app: &App) -> String {
         (0, max) => format!("started on demand, at most {max}"),
         (min, max) if min == max => format!("{min}"),
         (min, max) => format!("{min} to {max}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn why(lines: &str) -> String {
+        let text = format!("[[app]]\nname = \"sales\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\n{lines}\n");
+        let config =
+            config::file::parse(&text, "homing.toml", Path::new("/")).unwrap_or_else(|errors| panic!("{errors}"));
+        let (path, why) = path_of(&config.apps[0], KernelPath::Preferred, None);
+        format!("{path}: {why}")
+    }
+
+    #[test]
+    fn what_workers_listen_on_decides_the_path() {
+        const ON_UNIX: &str = "http: its workers listen on unix sockets, which only the HTTP path reaches";
+        assert_eq!(why("env.A = \"{port}\""), "kernel: an address alone names the worker");
+        assert_eq!(why("pass_socket = true"), "kernel: an address alone names the worker");
+        assert_eq!(why("env.A = \"{socket}\""), ON_UNIX);
+        assert_eq!(why("env.A = \"{socket}\"\naffinity = \"cookie\""), ON_UNIX);
+        assert_eq!(
+            why("env.A = \"{socket}\"\nbackends = [{ address = \"10.0.0.1:8080\", forward = \"l2\" }]"),
+            "both: an address alone names the backend; its workers listen on unix sockets, reached by the HTTP path"
+        );
     }
 }

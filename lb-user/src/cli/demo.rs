@@ -11,7 +11,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::{DONE, FAILED, fail, run};
 use crate::admin::client;
 use crate::admin::report::Status;
-use crate::config::{self, Affinity, App, Config, Cookie, Health, Homing, KernelPath, Secure, Timeouts, Workers};
+use crate::config::{
+    self, Affinity, App, Config, Cookie, Health, Homing, KernelPath, ListensOn, Secure, Timeouts, Workers,
+};
 use crate::demo::client::{Client, Dialect, Outcome};
 use crate::demo::picture::{Canvas, Group, Row};
 
@@ -116,6 +118,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
         command: ["demo-worker", "--port", "{port}"]
             .iter()
             .fold(vec![binary.display().to_string()], |command, word| [command, vec![(*word).to_owned()]].concat()),
+        listens_on: ListensOn::Port,
         backends: Vec::new(),
         directory: dir.to_owned(),
         user: None,
@@ -138,6 +141,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
         homing: Homing {
             control_socket: dir.join("control.sock"),
             state_dir: dir.join("state"),
+            run_dir: dir.join("run"),
             log_dir: dir.join("log"),
             pin_dir: format!("/sys/fs/bpf/homing-demo-{}", std::process::id()).into(),
             cgroups: config::Cgroups::Preferred,

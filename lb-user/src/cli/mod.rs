@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::admin::client::{self, AskError};
+use crate::demo::app::{self, Place};
 
 /// Done.
 const DONE: u8 = 0;
@@ -159,10 +160,13 @@ enum Command {
     /// One worker of the demo.
     #[command(hide = true)]
     DemoWorker {
+        /// Absent: on the socket at --socket, or on one that is passed (LISTEN_FDS).
         #[arg(long)]
-        port: u16,
+        port: Option<u16>,
         #[arg(long, default_value = "127.0.0.1")]
         host: IpAddr,
+        #[arg(long, conflicts_with = "port")]
+        socket: Option<PathBuf>,
     },
 }
 
@@ -213,10 +217,13 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Ok(()) => DONE,
             Err(error) => fail(FAILED, &error),
         },
-        Command::DemoWorker { port, host } => match block_on(crate::demo::app::serve((host, port).into())) {
-            Ok(()) => DONE,
-            Err(error) => fail(FAILED, &format!("{error:#}")),
-        },
+        Command::DemoWorker { port, host, socket } => {
+            let port = port.map(|port| Place::Port((host, port).into()));
+            match block_on(app::serve(port.or(socket.map(Place::Socket)).unwrap_or(Place::Passed))) {
+                Ok(()) => DONE,
+                Err(error) => fail(FAILED, &format!("{error:#}")),
+            }
+        }
     })
 }
 

@@ -29,6 +29,8 @@ pub struct Config {
 pub struct Homing {
     pub control_socket: PathBuf,
     pub state_dir: PathBuf,
+    /// For the sockets of workers, each in a directory of its own.
+    pub run_dir: PathBuf,
     pub log_dir: PathBuf,
     /// Where programs, maps and links are pinned: a directory on a BPF file system.
     pub pin_dir: PathBuf,
@@ -71,8 +73,9 @@ pub struct App {
     /// Further addresses, for datagrams; only with backends that all answer directly.
     pub listen_udp: Vec<SocketAddr>,
     pub affinity: Affinity,
-    /// Program and arguments; `{port}` stands for the worker's port. Empty: there are only backends.
+    /// Program and arguments, with placeholders for what a worker listens on. Empty: there are only backends.
     pub command: Vec<String>,
+    pub listens_on: ListensOn,
     /// Remote hosts beside the workers, or in place of them.
     pub backends: Vec<Backend>,
     /// Working directory of the workers, absolute.
@@ -99,6 +102,17 @@ pub enum Affinity {
     Auto,
 }
 
+/// What a worker is given to listen on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListensOn {
+    /// A port of this machine's, which it binds.
+    Port,
+    /// The path of a unix socket, which it binds.
+    Socket,
+    /// A socket that listens already.
+    Passed,
+}
+
 impl Affinity {
     pub fn name(self) -> &'static str {
         match self {
@@ -118,6 +132,21 @@ impl App {
             Affinity::Auto if self.backends.iter().any(answers_directly) => Affinity::Ip,
             given => given,
         }
+    }
+
+    /// Whether there is somebody whom the kernel can hand a connection to.
+    pub fn has_kernel_path(&self) -> bool {
+        let has_ports = !self.command.is_empty() && self.listens_on != ListensOn::Socket;
+        has_ports || self.backends.iter().any(|backend| backend.forward != Forward::Http)
+    }
+
+    /// Whether there is somebody whom only the HTTP path reaches.
+    pub fn needs_http_path(&self) -> bool {
+        self.has_workers_on_unix_sockets() || self.backends.iter().any(|backend| backend.forward == Forward::Http)
+    }
+
+    pub fn has_workers_on_unix_sockets(&self) -> bool {
+        !self.command.is_empty() && self.listens_on == ListensOn::Socket
     }
 }
 

@@ -79,7 +79,7 @@ impl Confinement {
 
     /// How the processes of an earlier run's worker are recognised.
     pub(super) fn find(&self, saved: &SavedWorker) -> Kin {
-        Kin { group: self.cgroups.of(saved.pid), mark: mark(&saved.app, saved.number, saved.port) }
+        Kin { group: self.cgroups.of(saved.pid), mark: mark(&saved.app, saved.number, &saved.address) }
     }
 
     /// Bounds the groups as the app says; what the kernel does not keep is said.

@@ -78,6 +78,7 @@ fn path_flags(app: &App) -> u32 {
     match (app.backends.iter().any(is_direct), app.backends.iter().all(is_direct) && app.command.is_empty()) {
         (true, true) => SERVICE_REMOTE,
         (true, false) => SERVICE_REMOTE | SERVICE_SOCKETS,
+        (false, _) if app.has_workers_on_unix_sockets() => SERVICE_HTTP_ONLY,
         (false, _) => auto,
     }
 }

@@ -2,7 +2,7 @@
 //! they end.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,31 +14,35 @@ use tokio::task::AbortHandle;
 
 use super::Signal;
 use super::confinement::{Asked, Confinement, kill_tree, stop_signal};
+use super::listeners::Look;
 use super::persist::SavedWorker;
-use crate::config;
+use super::readiness::{self, Waiting};
+use crate::address::Address;
+use crate::config::{self, ListensOn};
 use crate::datapath::Listener;
 use crate::output::{self, stream::Place};
 use crate::routing::Load;
 use crate::worker::memory::Watch;
+use crate::worker::probe::{self, Proof};
 use crate::worker::spawn::SpawnError;
-use crate::worker::{self, Process, Spec, listener, port, probe};
+use crate::worker::{self, Entrance, Process, Spec, port, socket};
 
 /// Messages under way from watchers to the runner; they wait when it is busy.
 const MESSAGES_MAX: usize = 256;
 
-/// Before the worker's listening socket is looked for again.
-const FIND_AGAIN: Duration = Duration::from_millis(50);
 /// An answer to a question of health that takes longer, or longer than to the next question, is none.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
 /// Questions without an answer in a row after which a worker gets no new clients.
 const FAILURES_MAX: u32 = 3;
-/// Readiness is waited for until control gives up.
-const FOREVER: Duration = Duration::from_secs(24 * 3600);
 
 /// What a watcher saw.
 pub(super) enum Message {
     /// The worker accepts connections, on these sockets.
-    Ready { backend: BackendId, listeners: Vec<Listener<OwnedFd>> },
+    Ready { backend: BackendId, address: Address, listeners: Vec<Listener<OwnedFd>> },
+    /// Sockets that a worker listens on after it became ready.
+    Listeners { backend: BackendId, listeners: Vec<Listener<OwnedFd>> },
+    /// It does not accept connections yet, for this reason.
+    Waiting { backend: BackendId, why: String },
     Exited {
         backend: BackendId,
         how: String,
@@ -64,7 +68,7 @@ struct Writer {
 /// A process that runs. Dropping it ends its watchers, not the process.
 pub(super) struct Running {
     pub(super) process: Arc<Process>,
-    pub(super) address: SocketAddr,
+    pub(super) address: Address,
     pub(super) incarnation: u64,
     /// Unix time, seconds.
     pub(super) started_at: u64,
@@ -78,6 +82,7 @@ pub(super) struct Running {
     /// Asks it to end.
     stop_signal: worker::Signal,
     asked: Asked,
+    pub(super) look: Look,
     watchers: [AbortHandle; 2],
 }
 
@@ -99,7 +104,8 @@ impl Running {
 
     /// Looks for its listening sockets once more.
     pub(super) fn find_listeners(&mut self) {
-        self.listeners = find(&self.process, self.address.port()).unwrap_or_default();
+        let found = self.address.port().and_then(|port| readiness::find(&self.process, port));
+        self.listeners = found.unwrap_or_default();
     }
 
     pub(super) fn saved(&self, app: &config::App, worker: &super::Worker) -> SavedWorker {
@@ -111,7 +117,7 @@ impl Running {
             backend: backend.0,
             pid: self.pid(),
             start_time: self.process.start_time(),
-            port: self.address.port(),
+            address: self.address.clone(),
             incarnation: self.incarnation,
             started_at: self.started_at,
             output_since: self.output_since,
@@ -128,6 +134,7 @@ impl Drop for Running {
 
 pub(super) struct Launcher {
     log_dir: PathBuf,
+    run_dir: PathBuf,
     /// Whether listening sockets are wanted for the kernel path.
     find_listeners: bool,
     messages: mpsc::Sender<Message>,
@@ -138,7 +145,8 @@ impl Launcher {
     pub(super) fn new(homing: &config::Homing, find_listeners: bool) -> (Self, mpsc::Receiver<Message>) {
         let (messages, receiver) = mpsc::channel(MESSAGES_MAX);
         let confinement = Confinement::open(homing);
-        (Self { log_dir: homing.log_dir.clone(), find_listeners, messages, confinement }, receiver)
+        let (log_dir, run_dir) = (homing.log_dir.clone(), homing.run_dir.clone());
+        (Self { log_dir, run_dir, find_listeners, messages, confinement }, receiver)
     }
 
     pub(super) fn finds_listeners(&self) -> bool {
@@ -166,7 +174,11 @@ impl Launcher {
         backend: BackendId,
         ports_taken: &BTreeSet<u16>,
     ) -> Result<Running, String> {
-        let port = port::pick(ports_taken).map_err(|error| format!("could not be given a port: {error}"))?;
+        let incarnation = getrandom::u64().map_err(|error| format!("could not be named: {error}"))?;
+        let entrance = self
+            .entrance(app, number, incarnation, ports_taken)
+            .map_err(|error| format!("could not be given a port: {error}"))?;
+        let address = entrance.address();
         let spec = Spec {
             app: app.name.clone(),
             number,
@@ -175,13 +187,10 @@ impl Launcher {
             user: app.user.clone(),
             env: app.env.clone(),
             isolation: app.isolation.clone(),
-            port,
+            entrance,
             log: self.log_file(&app.name, number),
         };
         let output_since = output::last::mark(&spec.log);
-        let mut incarnation = [0; 8];
-        getrandom::fill(&mut incarnation).map_err(|error| format!("could not be named: {error}"))?;
-        let incarnation = u64::from_ne_bytes(incarnation);
         let (group, watch) = self.confinement.make(app, number, incarnation);
         let (spawned, watch) = match worker::spawn(&spec, group) {
             Err(SpawnError::Group { source, .. }) => {
@@ -191,14 +200,23 @@ impl Launcher {
             outcome => (outcome, watch),
         };
         let spawned = spawned.map_err(|error| format!("could not be started: {error}"))?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let process = Process::new(spawned).map_err(|error| format!("could not be watched: {error}"))?;
         let process = Arc::new(process);
         let asked = Asked::default();
         let worker = Writer { name: format!("{}/{number}", app.name), log: spec.log, since: output_since };
+        let waiting = Waiting {
+            backend,
+            process: Arc::clone(&process),
+            address: address.clone(),
+            proof: match app.listens_on {
+                ListensOn::Passed => Proof::of_passed(&app.health),
+                ListensOn::Port | ListensOn::Socket => Proof::of(&app.health),
+            },
+            find_listeners: self.find_listeners,
+        };
         let watchers = [
-            self.watch_exit(backend, Arc::clone(&process), watch, asked.clone(), worker),
-            self.watch_readiness(backend, Arc::clone(&process), address, app.health.clone()),
+            self.watch_exit(backend, Arc::clone(&process), address.clone(), watch, asked.clone(), worker),
+            self.watch_readiness(waiting, app.health.clone()),
         ];
         let started_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Ok(Running {
@@ -212,6 +230,7 @@ impl Launcher {
             families: (false, false),
             stop_signal: stop_signal(app),
             asked,
+            look: Look::default(),
             watchers,
         })
     }
@@ -220,16 +239,21 @@ impl Launcher {
     /// no `app` wants any more is ended.
     pub(super) fn adopt(&self, saved: &SavedWorker, backend: BackendId, app: Option<&config::App>) -> Option<Running> {
         let kin = self.confinement.find(saved);
-        let process = Arc::new(Process::adopt(saved.pid, saved.start_time, kin).ok().flatten()?);
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, saved.port));
-        let listeners = find(&process, saved.port).unwrap_or_default();
-        let is_listening =
-            if self.find_listeners { !listeners.is_empty() } else { std::net::TcpStream::connect(address).is_ok() };
+        let address = saved.address.clone();
+        let Some(process) = Process::adopt(saved.pid, saved.start_time, kin).ok().flatten() else {
+            socket::remove(&address);
+            return None;
+        };
+        let process = Arc::new(process);
+        let found = address.port().filter(|_| self.find_listeners).and_then(|port| readiness::find(&process, port));
+        let is_listening = found.as_ref().map_or_else(|| address.is_listening(), |found| !found.is_empty());
         let Some(app) = app.filter(|_| is_listening) else {
             kill_tree(&process, worker::Signal::KILL);
+            socket::remove(&address);
             self.confinement.clearing().after(process);
             return None;
         };
+        let listeners = found.unwrap_or_default();
         let watch = self.confinement.bound(app, saved.number, process.kin().group.as_ref());
         let asked = Asked::default();
         let worker = Writer {
@@ -237,8 +261,8 @@ impl Launcher {
             log: self.log_file(&saved.app, saved.number),
             since: saved.output_since,
         };
-        let exit = self.watch_exit(backend, Arc::clone(&process), watch, asked.clone(), worker);
-        let health = watch_health(self.messages(), backend, address, app.health.clone());
+        let exit = self.watch_exit(backend, Arc::clone(&process), address.clone(), watch, asked.clone(), worker);
+        let health = watch_health(self.messages(), backend, address.clone(), app.health.clone());
         let health = tokio::spawn(health).abort_handle();
         Some(Running {
             process,
@@ -249,16 +273,36 @@ impl Launcher {
             load: Arc::default(),
             listeners,
             families: (false, false),
+            look: Look::default(),
             stop_signal: stop_signal(app),
             asked,
             watchers: [exit, health],
         })
     }
 
+    /// What a new worker is given to listen on.
+    fn entrance(
+        &self,
+        app: &config::App,
+        number: u32,
+        incarnation: u64,
+        ports_taken: &BTreeSet<u16>,
+    ) -> io::Result<Entrance> {
+        match app.listens_on {
+            ListensOn::Port => port::pick(ports_taken).map(Entrance::Port),
+            ListensOn::Passed => port::listen(ports_taken),
+            ListensOn::Socket => {
+                socket::remove_stale(&self.run_dir, &app.name, number);
+                Ok(Entrance::Socket(socket::path(&self.run_dir, &app.name, number, incarnation)))
+            }
+        }
+    }
+
     fn watch_exit(
         &self,
         backend: BackendId,
         process: Arc<Process>,
+        address: Address,
         watch: Watch,
         asked: Asked,
         worker: Writer,
@@ -270,6 +314,7 @@ impl Launcher {
             asked.wait_for_others(&process).await;
             // What the worker started goes with it; nobody else would end it.
             kill_tree(&process, worker::Signal::KILL);
+            socket::remove(&address);
             clearing.after(process);
             // A disk may be slow.
             let last_output = tokio::task::spawn_blocking(move || output::last::lines(&worker.log, worker.since));
@@ -279,33 +324,14 @@ impl Launcher {
         watcher.abort_handle()
     }
 
-    fn watch_readiness(
-        &self,
-        backend: BackendId,
-        process: Arc<Process>,
-        address: SocketAddr,
-        health: config::Health,
-    ) -> AbortHandle {
+    fn watch_readiness(&self, waiting: Waiting, health: config::Health) -> AbortHandle {
         let messages = self.messages.clone();
-        let find_listeners = self.find_listeners;
         let watcher = tokio::spawn(async move {
-            let listeners = loop {
-                // Control's own deadline ends this task.
-                if probe::ready(address, &health, FOREVER).await.is_err() {
-                    continue;
-                }
-                if !find_listeners {
-                    break Vec::new();
-                }
-                // Somebody else's listener on that port does not make the worker ready.
-                match find(&process, address.port()) {
-                    Some(listeners) if listeners.is_empty() => tokio::time::sleep(FIND_AGAIN).await,
-                    Some(listeners) => break listeners,
-                    None => break Vec::new(),
-                }
-            };
-            let _ = messages.send(Message::Ready { backend, listeners }).await;
-            watch_health(messages, backend, address, health).await;
+            let backend = waiting.backend;
+            // Control's own deadline ends this task.
+            if let Some(address) = waiting.watch(messages.clone()).await {
+                watch_health(messages, backend, address, health).await;
+            }
         });
         watcher.abort_handle()
     }
@@ -313,19 +339,15 @@ impl Launcher {
 
 /// Says when a worker that is ready does not answer any more, and when it does again. Without a path to ask for there is
 /// nothing to learn: the kernel takes connections for a worker that hangs.
-async fn watch_health(
-    messages: mpsc::Sender<Message>,
-    backend: BackendId,
-    address: SocketAddr,
-    health: config::Health,
-) {
+async fn watch_health(messages: mpsc::Sender<Message>, backend: BackendId, address: Address, health: config::Health) {
     if health.path.is_none() {
         return;
     }
+    let proof = Proof::of(&health);
     let mut failures = 0;
     loop {
         tokio::time::sleep(health.interval).await;
-        let asked = probe::probe(address, &health, HEALTH_PATIENCE.min(health.interval)).await;
+        let asked = probe::probe(&address, &proof, HEALTH_PATIENCE.min(health.interval)).await;
         let reason = match asked {
             Ok(()) if failures >= FAILURES_MAX => None,
             Ok(()) => {
@@ -343,21 +365,6 @@ async fn watch_health(
         failures = if reason.is_some() { failures } else { 0 };
         if messages.send(Message::Unresponsive { backend, reason }).await.is_err() {
             return;
-        }
-    }
-}
-
-fn find(process: &Process, port: u16) -> Option<Vec<Listener<OwnedFd>>> {
-    match listener::find(process, port) {
-        Ok(found) => Some(
-            found
-                .into_iter()
-                .map(|found| Listener { v4: found.takes_ipv4(), v6: found.takes_ipv6(), socket: found.fd })
-                .collect(),
-        ),
-        Err(error) => {
-            tracing::warn!(pid = process.pid(), port, %error, "no kernel path to this worker");
-            None
         }
     }
 }

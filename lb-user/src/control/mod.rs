@@ -11,8 +11,10 @@ mod fixed;
 mod housekeeping;
 mod last_output;
 mod launch;
+mod listeners;
 pub mod persist;
 pub mod predecessor;
+mod readiness;
 mod reload;
 mod remotes;
 mod report;
@@ -45,6 +47,8 @@ pub enum Event {
     Boot,
     /// The worker accepts connections.
     Ready { backend: BackendId },
+    /// The worker does not accept connections yet, for this reason.
+    Waiting { backend: BackendId, why: String },
     /// The worker could not be started.
     NotStarted { backend: BackendId, reason: String },
     /// A remote host answers.

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
+use crate::address::Address;
+
 /// Raised when the file's meaning changes; another version is set aside, not read.
 const VERSION: u32 = 2;
 
@@ -45,7 +47,7 @@ pub struct SavedWorker {
     pub pid: u32,
     /// Field 22 of /proc/PID/stat: with the pid, the process and no other.
     pub start_time: u64,
-    pub port: u16,
+    pub address: Address,
     pub incarnation: u64,
     /// Unix time, seconds.
     pub started_at: u64,
@@ -142,7 +144,7 @@ pub(super) mod tests {
             backend: BackendId::new(2, 7).0,
             pid: 4242,
             start_time: 99,
-            port: 40_001,
+            address: Address::Tcp(([127, 0, 0, 1], 40_001).into()),
             incarnation: u64::MAX,
             started_at: 1_700_000_000,
             output_since: 4_096,

@@ -220,7 +220,7 @@ fn touched(file: PathBuf) -> Option<SystemTime> {
 /// What a process is given at its start.
 fn needs_restart(old: &App, new: &App) -> bool {
     let given = |app: &App| (app.command.clone(), app.directory.clone(), app.user.clone(), app.env.clone());
-    given(old) != given(new) || old.isolation != new.isolation
+    given(old) != given(new) || old.listens_on != new.listens_on || old.isolation != new.isolation
 }
 
 /// What of `[homing]` a running homing cannot change.
@@ -228,6 +228,7 @@ fn check_homing(old: &Homing, new: &Homing) -> Result<(), String> {
     let fixed = [
         ("control_socket", old.control_socket != new.control_socket),
         ("state_dir", old.state_dir != new.state_dir),
+        ("run_dir", old.run_dir != new.run_dir),
         ("log_dir", old.log_dir != new.log_dir),
         ("pin_dir", old.pin_dir != new.pin_dir),
         ("cgroups", old.cgroups != new.cgroups),

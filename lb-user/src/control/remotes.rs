@@ -11,10 +11,11 @@ use tokio::task::AbortHandle;
 
 use super::launch::Message;
 use super::state;
+use crate::address::Address;
 use crate::config::{self, Forward};
 use crate::datapath;
 use crate::routing::Load;
-use crate::worker::probe;
+use crate::worker::probe::{self, Proof};
 
 /// Between questions to a host that answers.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -45,14 +46,15 @@ impl Remote {
     /// Watches a host; what is seen arrives as messages.
     pub(super) fn watch(
         config: &config::Backend,
-        health: config::Health,
+        health: &config::Health,
         backend: BackendId,
         messages: mpsc::Sender<Message>,
     ) -> Self {
         let address = config.address;
+        let (asked, proof) = (Address::from(address), Proof::of(health));
         let watcher = tokio::spawn(async move {
             loop {
-                let (message, pause) = match probe::ready(address, &health, PATIENCE).await {
+                let (message, pause) = match probe::ready(&asked, &proof, PATIENCE).await {
                     Ok(()) => (Message::Answers { backend }, ASK_AGAIN),
                     Err(expired) => (Message::FellSilent { backend, reason: expired.last.to_string() }, ASK_SILENT),
                 };

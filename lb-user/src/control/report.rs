@@ -110,14 +110,13 @@ impl Runner {
 
     fn path_of(&self, app: usize) -> &'static str {
         let config = &self.config.apps[app];
-        let is_http = |backend: &config::Backend| backend.forward == Forward::Http;
         if !self.kernel_status.active || config.affinity == Affinity::Cookie {
             return "http";
         }
-        match (config.command.is_empty() && config.backends.iter().all(is_http), config.backends.iter().any(is_http)) {
-            (true, _) => "http",
-            (false, true) => "both",
-            (false, false) => "kernel",
+        match (config.has_kernel_path(), config.needs_http_path()) {
+            (false, _) => "http",
+            (true, true) => "both",
+            (true, false) => "kernel",
         }
     }
 
@@ -248,11 +247,15 @@ impl Runner {
                 Choice::NoWorker | Choice::HttpOnly | Choice::Promoted => "a worker becomes ready".to_owned(),
             });
             if !by_kernel && choice.backend().is_some() {
-                would_change.push(if self.kernel_status.active {
-                    "a worker that listens on this address family too goes by the kernel path".to_owned()
-                } else {
-                    format!("the kernel path: {}", self.kernel_status.reason.as_deref().unwrap_or("off"))
-                });
+                would_change.push(
+                    if self.kernel_status.active && self.config.apps[app].has_workers_on_unix_sockets() {
+                        "workers on ports, `{port}` in place of `{socket}`, are reached by the kernel path".to_owned()
+                    } else if self.kernel_status.active {
+                        "a worker that listens on this address family too goes by the kernel path".to_owned()
+                    } else {
+                        format!("the kernel path: {}", self.kernel_status.reason.as_deref().unwrap_or("off"))
+                    },
+                );
             }
         }
         Ok(Trace {
@@ -313,6 +316,10 @@ impl Runner {
             (Some(backend), false) if self.remotes.contains_key(&backend) => {
                 format!("delivery: the HTTP path forwards to {}", worker.unwrap_or("the backend"))
             }
+            (Some(backend), false) if self.is_on_unix_socket(backend) => format!(
+                "delivery: {} listens on a unix socket, so the HTTP path forwards to it",
+                worker.unwrap_or("the worker")
+            ),
             (Some(_), false) if self.kernel_status.active => format!(
                 "delivery: {} does not listen on this address family, so the HTTP path forwards to it",
                 worker.unwrap_or("the worker")
@@ -331,6 +338,10 @@ impl Runner {
             let (v4, v6) = running.families;
             if Addr::from(address).is_v4() { v4 } else { v6 }
         })
+    }
+
+    fn is_on_unix_socket(&self, backend: BackendId) -> bool {
+        self.running.get(&backend).is_some_and(|running| running.address.port().is_none())
     }
 
     /// APP/N of the worker that this is.

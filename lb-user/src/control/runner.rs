@@ -111,6 +111,8 @@ pub struct Runner {
     pub(super) sockets: Vec<bool>,
     /// By app: whether it did not when last looked at.
     pub(super) calm: Vec<bool>,
+    /// Connections that had found no socket of their worker when last looked at.
+    pub(super) missed: u64,
     /// Nothing is saved before all that could be adopted is: a crash in between must not forget the rest.
     adopting: bool,
     exiting: bool,
@@ -162,6 +164,7 @@ impl Runner {
             restart_files: HashMap::new(),
             calm: vec![false; sockets.len()],
             sockets,
+            missed: 0,
             adopting: true,
             exiting: false,
         };
@@ -215,11 +218,13 @@ impl Runner {
                 _ = housekeeping.tick() => {
                     self.look_at_loads();
                     self.look_at_sockets();
+                    self.look_at_listeners();
                     self.look_at_restart_files();
                 }
                 _ = settling.tick() => {
                     self.look_at_transitions();
                     self.look_at_promotions();
+                    self.look_at_groups();
                     self.look_at_others();
                     if self.saver.is_behind() {
                         self.save();
@@ -252,12 +257,15 @@ impl Runner {
 
     fn receive(&mut self, message: Message) {
         match message {
-            Message::Ready { backend, listeners } => {
+            Message::Ready { backend, address, listeners } => {
                 if let Some(running) = self.running.get_mut(&backend) {
+                    running.address = address;
                     running.listeners = listeners;
                 }
                 self.happen(Event::Ready { backend });
             }
+            Message::Listeners { backend, listeners } => self.found_listeners(backend, &listeners),
+            Message::Waiting { backend, why } => self.happen(Event::Waiting { backend, why }),
             Message::Exited { backend, how, last_output } => {
                 self.running.remove(&backend);
                 self.exited(backend, how, last_output);
@@ -327,7 +335,7 @@ impl Runner {
         match effect {
             Effect::Spawn { app, number, backend } => {
                 let config = &self.config.apps[app];
-                let taken = self.running.values().map(|running| running.address.port()).collect();
+                let taken = self.running.values().filter_map(|running| running.address.port()).collect();
                 match self.launcher.spawn(config, number, backend, &taken) {
                     Ok(running) => {
                         tracing::info!(app = %config.name, worker = number, pid = running.pid(), "started a worker");
@@ -340,7 +348,7 @@ impl Runner {
                 let App { backends, health, .. } = &self.config.apps[app];
                 let Kind::Remote(wanted) = &self.state.apps[app].worker(number)?.kind else { return None };
                 let remote = backends.iter().find(|backend| remotes::member(backend).name == wanted.name)?;
-                let remote = Remote::watch(remote, health.clone(), backend, self.launcher.messages());
+                let remote = Remote::watch(remote, health, backend, self.launcher.messages());
                 self.remotes.insert(backend, remote);
             }
             Effect::Unwatch { backend } => drop(self.remotes.remove(&backend)),
@@ -355,7 +363,7 @@ impl Runner {
                 }
                 // Dropped here: a duplicate that stayed open would outlive the worker.
                 let listeners = std::mem::take(&mut running.listeners);
-                running.families = listeners.iter().fold((false, false), |(v4, v6), l| (v4 | l.v4, v6 | l.v6));
+                running.listens(&listeners);
                 self.table("enlist a worker", |datapath| datapath.enlist(backend, &listeners));
             }
             Effect::Retire { backend } => self.table("retire a worker", |datapath| datapath.retire(backend)),

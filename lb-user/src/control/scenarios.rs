@@ -228,6 +228,23 @@ fn a_worker_that_was_steady_starts_its_crashes_anew() {
 }
 
 #[test]
+fn why_a_worker_does_not_get_ready_is_told_while_it_starts_and_when_it_is_given_up() {
+    let mut control = Control::booted(1, 1);
+    let backend = control.backend(0);
+    for why in ["nothing there", "listens elsewhere"] {
+        control.event(Event::Waiting { backend, why: why.into() });
+        assert_eq!(control.state.apps[0].workers[0].reason(), Some(why));
+    }
+    control.after(START);
+    control.event(Event::Exited { backend, how: "was killed by signal 15".into() });
+    let reason = "did not accept connections within 60 s of its start: listens elsewhere";
+    assert!(matches!(control.phase(0), Phase::Backoff { reason: r, .. } if r == reason), "{:?}", control.phase(0));
+    control.after(Duration::from_millis(100));
+    control.event(Event::Waiting { backend, why: "late news of the last process".into() });
+    assert_eq!(control.state.apps[0].workers[0].reason(), None, "another process has reasons of its own");
+}
+
+#[test]
 fn a_command_that_never_listens_is_ended_then_killed_and_the_reason_says_so() {
     let mut control = Control::booted(1, 1);
     let backend = control.backend(0);
@@ -237,7 +254,7 @@ fn a_command_that_never_listens_is_ended_then_killed_and_the_reason_says_so() {
     let effects = control.after(Duration::from_millis(1));
     assert_eq!(effects, [Effect::Signal { backend, signal: Signal::Kill }]);
     control.event(Event::Exited { backend, how: "was killed by signal 9".into() });
-    let reason = "did not accept connections on its port within 60 s of its start";
+    let reason = "did not accept connections within 60 s of its start";
     assert!(matches!(control.phase(0), Phase::Backoff { reason: r, .. } if r == reason), "{:?}", control.phase(0));
 }
 

@@ -61,6 +61,7 @@ pub(super) fn spawn(state: &mut State, app: usize, number: u32, now: Moment, eff
     let (deadline, revision) = (now + spec.start, *revision);
     let worker = state.apps[app].process(number);
     worker.restarts += u32::from(!worker.backend.is_none());
+    worker.waiting = None;
     (worker.backend, worker.revision, worker.place) = (backend, revision, place);
     worker.enter(Phase::Starting { deadline }, now);
     effects.push(Effect::Spawn { app, number, backend });

@@ -46,8 +46,10 @@ fn workers(
     by_kernel: &HashMap<BackendId, u64>,
 ) -> Vec<WorkerRoute> {
     let reach = |backend: BackendId| {
-        let process = running.get(&backend).map(|process| (process.incarnation, process.address, &process.load));
-        process.or_else(|| remotes.get(&backend).map(|remote| (remote.incarnation, remote.address, &remote.load)))
+        let process =
+            running.get(&backend).map(|process| (process.incarnation, process.address.clone(), &process.load));
+        process
+            .or_else(|| remotes.get(&backend).map(|remote| (remote.incarnation, remote.address.into(), &remote.load)))
     };
     app.workers
         .iter()

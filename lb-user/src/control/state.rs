@@ -106,6 +106,8 @@ pub struct Worker {
     pub full: bool,
     /// Why it is taken for unresponsive, if it is.
     pub unresponsive: Option<String>,
+    /// Why it does not accept connections yet, while it starts.
+    pub waiting: Option<String>,
 }
 
 /// Whose it is.
@@ -305,6 +307,7 @@ impl Worker {
             used: Moment::ZERO,
             full: false,
             unresponsive: None,
+            waiting: None,
         }
     }
 
@@ -403,6 +406,7 @@ impl Worker {
         match &self.phase {
             Phase::Backoff { reason, .. } | Phase::Failed { reason, .. } => Some(reason),
             Phase::Silent { reason } => reason.as_deref(),
+            Phase::Starting { .. } => self.waiting.as_deref(),
             Phase::Ending { then: After::Crash(reason), .. } => Some(reason),
             Phase::Queued => Some("waits until fewer others are starting"),
             Phase::Draining { idle: true, .. } | Phase::Leaving { idle: true, .. } => Some("idle"),

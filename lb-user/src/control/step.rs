@@ -74,6 +74,11 @@ pub fn step(mut state: State, event: Event, now: Moment) -> (State, Vec<Effect>)
                 schedule::replace(&mut state, app, now, out);
             }
         }
+        Event::Waiting { backend, why } => {
+            if let Some((_, worker)) = find(&mut state, backend) {
+                worker.waiting = Some(why);
+            }
+        }
         Event::NotStarted { backend, reason } => {
             if let Some((app, worker)) = find(&mut state, backend)
                 && matches!(worker.phase, Phase::Starting { .. })
@@ -251,8 +256,8 @@ fn due(state: &mut State, app: usize, now: Moment, effects: &mut Vec<Effect>) {
         let number = worker.number;
         match worker.phase.clone() {
             Phase::Starting { deadline } if now >= deadline => {
-                let reason =
-                    format!("did not accept connections on its port within {} s of its start", start.as_secs());
+                let why = worker.waiting.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+                let reason = format!("did not accept connections within {} s of its start{why}", start.as_secs());
                 worker.end(After::Crash(reason), grace, now, effects);
             }
             Phase::Draining { deadline, .. } if now >= deadline => worker.end(After::Stop, grace, now, effects),

@@ -14,7 +14,7 @@ mod ports;
 mod routes;
 mod sizes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -284,6 +284,16 @@ impl Datapath {
     /// Established kernel-path connections of a backend.
     pub fn live(&self, backend: BackendId) -> Live {
         self.live.get(&Wire(backend), 0).map_or_else(|_| Live::default(), |live| live.0)
+    }
+
+    /// The families of which workers have a socket: a socket that is closed leaves by itself.
+    pub fn enlisted(&self) -> HashSet<(BackendId, u32)> {
+        self.sockets.keys().filter_map(|key| key.ok().map(|Wire(key)| (key.backend, key.family))).collect()
+    }
+
+    /// One counter, summed over CPUs; 0 where it cannot be read.
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.counters.get(&(counter as u32), 0).map_or(0, |values| values.iter().sum())
     }
 
     /// Every counter by name, summed over CPUs.

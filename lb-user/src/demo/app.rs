@@ -1,17 +1,22 @@
 //! The stateful app: a session is born on a WebSocket and lives in this process alone, as a Shiny session does.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use axum::Router;
+use axum::extract::connect_info::Connected;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{ConnectInfo, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::IncomingStream;
 use serde::{Deserialize, Serialize};
+use tokio::net::{TcpListener, UnixListener};
 
 /// Sessions that one process holds; further ones are refused.
 const SESSIONS_MAX: usize = 10_000;
@@ -26,7 +31,7 @@ pub struct Hello {
     /// APP/N.
     pub worker: String,
     pub pid: u32,
-    /// Who the worker's socket says is there: the client itself, or homing's HTTP path.
+    /// Who the worker's socket says is there: the client itself, or homing's HTTP path. Unspecified on a unix socket.
     pub peer: SocketAddr,
     pub forwarded: bool,
 }
@@ -34,19 +39,51 @@ pub struct Hello {
 /// Session → when its WebSocket closed; `None` while it is open.
 type Sessions = Arc<Mutex<HashMap<String, Option<Instant>>>>;
 
+/// Where it listens.
+pub enum Place {
+    Port(SocketAddr),
+    Socket(PathBuf),
+    /// On the socket that it was passed.
+    Passed,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy)]
+struct Peer(SocketAddr);
+
+impl Connected<IncomingStream<'_, TcpListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        Self(*stream.remote_addr())
+    }
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(_: IncomingStream<'_, UnixListener>) -> Self {
+        Self((Ipv4Addr::UNSPECIFIED, 0).into())
+    }
+}
+
 /// Serves until the process ends.
 ///
 /// # Errors
-/// When the address cannot be had.
-pub async fn serve(address: SocketAddr) -> anyhow::Result<()> {
-    let listener = tokio::net::TcpListener::bind(address).await?;
+/// When the place cannot be had.
+pub async fn serve(place: Place) -> anyhow::Result<()> {
     let router = Router::new()
         .route("/", get(page))
         .route("/health", get(|| async { "ok\n" }))
         .route("/websocket/", get(websocket))
         .route("/session/{id}/check", get(check))
-        .with_state(Sessions::default());
-    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await?;
+        .with_state(Sessions::default())
+        .into_make_service_with_connect_info::<Peer>();
+    match place {
+        Place::Port(address) => axum::serve(TcpListener::bind(address).await?, router).await?,
+        Place::Socket(path) => axum::serve(UnixListener::bind(path)?, router).await?,
+        Place::Passed => {
+            let listener = crate::sys::passed_socket().context("no socket was passed (LISTEN_FDS, LISTEN_PID)")?;
+            listener.set_nonblocking(true)?;
+            axum::serve(TcpListener::from_std(listener)?, router).await?;
+        }
+    }
     Ok(())
 }
 
@@ -56,7 +93,7 @@ async fn page() -> Html<&'static str> {
 
 async fn websocket(
     State(sessions): State<Sessions>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ConnectInfo(Peer(peer)): ConnectInfo<Peer>,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {

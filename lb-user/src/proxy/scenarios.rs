@@ -255,7 +255,7 @@ async fn a_failed_app_refuses_at_once_and_keeps_its_reason_to_itself() {
 async fn a_newcomer_whose_worker_refuses_is_served_by_another() {
     let workers = workers(2).await;
     let mut all = routes(&workers);
-    all[0].address = nobody().await;
+    all[0].address = nobody().await.into();
     let world = world(route(Affinity::Cookie, all)).await;
     let answer = world.get("Cookie: a=1\r\n").await;
     assert_eq!((answer.status(), answer.worker()), (200, 1));
@@ -273,7 +273,7 @@ async fn a_known_user_whose_worker_refuses_waits_for_control_to_replace_it() {
         let world = world(route(affinity, routes(&workers))).await;
         let cookie = world.get("").await.cookie().unwrap_or_default();
         let mut moved = routes(&workers);
-        moved[0].address = nobody().await;
+        moved[0].address = nobody().await.into();
         // The same process, as far as control knows, but its pooled connections are none of this one's.
         let mut gone = moved.clone();
         gone[0].incarnation = 5;
@@ -291,7 +291,7 @@ async fn a_known_user_whose_worker_refuses_waits_for_control_to_replace_it() {
 #[tokio::test]
 async fn two_refusals_are_enough() {
     let nobody = worker_at(0, nobody().await);
-    let other = worker_at(1, nobody.address);
+    let other = worker_at(1, nobody.address.clone());
     let world = world(route(Affinity::Cookie, vec![nobody, other])).await;
     let answer = world.get("").await;
     assert_eq!((answer.status(), answer.header("retry-after")), (503, Some("5")));

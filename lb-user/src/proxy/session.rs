@@ -50,7 +50,7 @@ mod tests {
             incarnation,
             draining,
             room: u32::MAX,
-            address: ([127, 0, 0, 1], 1).into(),
+            address: std::net::SocketAddr::from(([127, 0, 0, 1], 1)).into(),
             load: std::sync::Arc::default(),
         }
     }

@@ -25,6 +25,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::{CookieKeys, Counter, Listener, Proxy, Shutdown};
+use crate::address::Address;
 use crate::bindings::MemoryBindings;
 use crate::config::{self, Affinity, Secure};
 use crate::routing::{AppRoute, Notice, RoutingHandle, Snapshot, WorkerRoute};
@@ -78,14 +79,14 @@ pub async fn workers(count: u32) -> Vec<Worker> {
 }
 
 /// A worker's route without a worker: nobody listens there unless the test does.
-pub fn worker_at(number: u32, address: SocketAddr) -> WorkerRoute {
+pub fn worker_at(number: u32, address: impl Into<Address>) -> WorkerRoute {
     WorkerRoute {
         number,
         backend: BackendId::new(number, 1),
         incarnation: 1000 + u64::from(number),
         draining: false,
         room: u32::MAX,
-        address,
+        address: address.into(),
         load: Arc::default(),
     }
 }

@@ -20,6 +20,7 @@ use super::admit::Place;
 use super::counters::{Counter, Counters};
 use super::limits::{HANDOFF_TIMEOUT, TUNNEL_CHUNK_BYTES, TUNNEL_HALF_CLOSED, TUNNEL_REBIND};
 use super::listen::Connection;
+use crate::address::Stream;
 
 /// Open tunnels per backend. hyper forgets a connection once it is upgraded; draining must not.
 #[derive(Default)]
@@ -77,8 +78,10 @@ pub async fn run(connection: Arc<Connection>, place: Place, client: OnUpgrade, w
         Ok(Err(error)) => return tracing::debug!(%error, "tunnel not opened: an end went away"),
         Err(_) => return tracing::debug!("tunnel not opened: the 101 was not taken in time"),
     };
-    let (Ok((mut client, to_worker)), Ok((mut worker, to_client))) = (into_tcp(client), into_tcp(worker)) else {
-        return tracing::error!("tunnel not opened: an upgraded connection is not the TCP stream it was");
+    let (Ok((mut client, to_worker)), Ok((mut worker, to_client))) =
+        (under::<TcpStream>(client), under::<Stream>(worker))
+    else {
+        return tracing::error!("tunnel not opened: an upgraded connection is not the stream it was");
     };
     let backend = route.backend;
     drop(route);
@@ -106,9 +109,9 @@ async fn refreshed<T>(end: impl Future<Output = T>, refresh: impl Fn()) -> T {
     }
 }
 
-/// The TCP stream under an upgraded connection, and what had been read from it beyond the head.
-fn into_tcp(upgraded: Upgraded) -> Result<(TcpStream, Bytes), Upgraded> {
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>()?;
+/// The stream under an upgraded connection, and what had been read from it beyond the head.
+fn under<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(upgraded: Upgraded) -> Result<(S, Bytes), Upgraded> {
+    let parts = upgraded.downcast::<TokioIo<S>>()?;
     Ok((parts.io.into_inner(), parts.read_buf))
 }
 

@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
@@ -15,12 +14,12 @@ use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::body::RequestBody;
 use super::counters::{Counter, Counters};
 use super::limits::{BUFFER_BYTES_MAX, CONNECT_TIMEOUT, HEAD_BYTES_MAX, HEADERS_MAX, POOL_IDLE_MAX, POOL_IDLE_TIMEOUT};
+use crate::address::Address;
 use crate::routing::{Snapshot, WorkerRoute};
 
 /// Why there is no answer.
@@ -95,7 +94,7 @@ impl Upstreams {
             }
             self.counters.add(Counter::Retried);
         }
-        let mut sender = match connect(worker.address, false).await {
+        let mut sender = match connect(&worker.address, false).await {
             Ok(sender) => sender,
             Err(error) => return Err(SendError::Refused { request: Box::new(request), error }),
         };
@@ -111,7 +110,7 @@ impl Upstreams {
         worker: &WorkerRoute,
         request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Lease), SendError> {
-        let mut sender = match connect(worker.address, true).await {
+        let mut sender = match connect(&worker.address, true).await {
             Ok(sender) => sender,
             Err(error) => return Err(SendError::Refused { request: Box::new(request), error }),
         };
@@ -173,12 +172,11 @@ impl Idle {
     }
 }
 
-async fn connect(address: SocketAddr, upgradeable: bool) -> io::Result<SendRequest<RequestBody>> {
-    let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+async fn connect(address: &Address, upgradeable: bool) -> io::Result<SendRequest<RequestBody>> {
+    let stream = match timeout(CONNECT_TIMEOUT, address.connect()).await {
         Ok(connected) => connected?,
         Err(_) => return Err(io::ErrorKind::TimedOut.into()),
     };
-    stream.set_nodelay(true)?;
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(BUFFER_BYTES_MAX)
         .max_header_size(HEAD_BYTES_MAX)

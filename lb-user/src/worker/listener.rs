@@ -58,6 +58,19 @@ pub enum FindError {
 /// All TCP sockets of the worker's processes that listen on `port`, each once however many processes share it. Empty
 /// while it does not listen, when someone else does, and when the worker is gone.
 pub fn find(process: &Process, port: u16) -> Result<Vec<Listener>, FindError> {
+    search(process, Some(port))
+}
+
+/// What the worker listens on, whatever the port; nothing where that cannot be seen.
+pub fn addresses(process: &Process) -> Vec<SocketAddr> {
+    let mut addresses: Vec<SocketAddr> =
+        search(process, None).unwrap_or_default().iter().map(|listener| listener.address).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+fn search(process: &Process, port: Option<u16>) -> Result<Vec<Listener>, FindError> {
     let io_error = |source| FindError::Io { pid: process.pid(), source };
     let members = process.stats().map_err(io_error)?;
     let mut wanted = listening_inodes(&members, port).map_err(io_error)?;
@@ -80,8 +93,8 @@ pub fn find(process: &Process, port: u16) -> Result<Vec<Listener>, FindError> {
     }
 }
 
-/// Inodes of the sockets that listen on the port in the worker's network namespace, whoever's they are.
-fn listening_inodes(members: &[Stat], port: u16) -> io::Result<HashSet<u64>> {
+/// Inodes of the sockets that listen on the port, or on any, in the worker's network namespace, whoever's they are.
+fn listening_inodes(members: &[Stat], port: Option<u16>) -> io::Result<HashSet<u64>> {
     let mut inodes = HashSet::new();
     for table in ["tcp", "tcp6"] {
         // All members share a namespace; the first that is still there is as good as any.
@@ -101,7 +114,7 @@ fn listening_inodes(members: &[Stat], port: u16) -> io::Result<HashSet<u64>> {
 
 /// Stops at the first socket that does not listen: the kernel lists those that do before all others
 /// (Documentation/networking/proc_net_tcp.rst), and the others may be a hundred thousand.
-fn read_table(table: impl BufRead, port: u16, inodes: &mut HashSet<u64>) -> io::Result<()> {
+fn read_table(table: impl BufRead, port: Option<u16>, inodes: &mut HashSet<u64>) -> io::Result<()> {
     for line in table.lines().skip(1) {
         let line = match line {
             Ok(line) => line,
@@ -114,7 +127,7 @@ fn read_table(table: impl BufRead, port: u16, inodes: &mut HashSet<u64>) -> io::
             return Ok(());
         }
         let local_port = local.rsplit_once(':').and_then(|(_, digits)| u16::from_str_radix(digits, 16).ok());
-        if local_port == Some(port) {
+        if port.is_none() || local_port == port {
             inodes.extend(inode.parse::<u64>());
         }
     }
@@ -122,7 +135,12 @@ fn read_table(table: impl BufRead, port: u16, inodes: &mut HashSet<u64>) -> io::
 }
 
 /// Duplicates those wanted sockets that this process has open, and takes them off the list.
-fn take_from(member: Stat, port: u16, wanted: &mut HashSet<u64>, found: &mut Vec<Listener>) -> Result<(), FindError> {
+fn take_from(
+    member: Stat,
+    port: Option<u16>,
+    wanted: &mut HashSet<u64>,
+    found: &mut Vec<Listener>,
+) -> Result<(), FindError> {
     let pid = member.pid;
     let failed = |error: io::Error| match Errno::from_io_error(&error) {
         Some(Errno::PERM | Errno::ACCESS) => Err(FindError::Privilege { pid }),
@@ -171,10 +189,10 @@ fn open_sockets(pid: u32) -> io::Result<Vec<(RawFd, u64)>> {
 }
 
 /// The number may have come to mean another file since it was read: asks the duplicate itself what it is.
-fn verified(fd: OwnedFd, port: u16, pid: u32) -> Option<Listener> {
+fn verified(fd: OwnedFd, port: Option<u16>, pid: u32) -> Option<Listener> {
     let socket = SockRef::from(&fd);
     let address = socket.local_addr().ok()?.as_socket()?;
-    if !socket.is_listener().ok()? || address.port() != port {
+    if !socket.is_listener().ok()? || port.is_some_and(|port| address.port() != port) {
         return None;
     }
     let ipv6_only = address.is_ipv6() && socket.only_v6().ok()?;

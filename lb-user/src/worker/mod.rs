@@ -1,8 +1,9 @@
-//! Worker processes: starting, watching, killing and adopting them, finding the sockets they listen on, and asking
+//! Worker processes: starting, watching, killing and adopting them, what they listen on, and asking
 //! whether they answer. Nothing here decides anything; `control` does.
 
 mod account;
 pub mod cgroup;
+pub mod entrance;
 mod limits;
 pub mod listener;
 pub mod memory;
@@ -11,10 +12,12 @@ pub mod probe;
 pub mod process;
 mod procfs;
 pub mod program;
+pub mod socket;
 pub mod spawn;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
+pub use entrance::Entrance;
 pub use listener::Listener;
 pub use process::{Exit, Kin, Process};
 pub use procfs::leftovers;

@@ -1,9 +1,8 @@
-//! Whether a worker answers: a TCP connect, or a GET. That the answer comes from the worker and not from a stranger on
+//! Whether a worker answers: by a connection, or a GET. That the answer comes from the worker and not from a stranger on
 //! its port is not known here: see `listener::find`.
 
 use std::io;
 use std::iter;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,9 +10,10 @@ use http::{Request, StatusCode, header};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{self, Instant};
 
+use crate::address::{Address, Stream};
 use crate::config::Health;
 
 /// Pauses before the first probes: short while an app that starts fast may be ready, then ever longer.
@@ -24,19 +24,45 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// More than any answer's head; the body is not read.
 const ANSWER_BUFFER_BYTES: usize = 64 * 1024;
 
+/// What counts as an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// A connection is taken. Who listens by itself does so when it is ready.
+    Connection,
+    /// A connection is taken and, when nothing comes on it, closed: of a socket that listened before the worker was
+    /// there, the kernel takes connections for it.
+    Closing,
+    /// GET of this path is answered 2xx or 3xx.
+    Get(String),
+}
+
+impl Proof {
+    /// What the configuration asks of who opens a listening socket.
+    pub fn of(health: &Health) -> Self {
+        health.path.clone().map_or(Self::Connection, Self::Get)
+    }
+
+    /// What it asks of who was passed one.
+    pub fn of_passed(health: &Health) -> Self {
+        health.path.clone().map_or(Self::Closing, Self::Get)
+    }
+}
+
 /// Why a worker does not count as ready.
 #[derive(Debug, thiserror::Error)]
 pub enum NotReady {
     #[error("nothing accepts connections on {address}: {source}")]
-    Connect { address: SocketAddr, source: io::Error },
+    Connect { address: Address, source: io::Error },
+    #[error("{address} was closed before anybody accepted: {source}")]
+    Closed { address: Address, source: io::Error },
     #[error("GET {path} on {address} was answered {status}, not 2xx or 3xx")]
-    Status { address: SocketAddr, path: String, status: StatusCode },
+    Status { address: Address, path: String, status: StatusCode },
     #[error("GET {path} on {address} got no HTTP answer: {source}")]
-    Http { address: SocketAddr, path: String, source: hyper::Error },
+    Http { address: Address, path: String, source: hyper::Error },
     #[error("health path `{path}` cannot be asked for: {source}")]
     Path { path: String, source: http::Error },
     #[error("{address} did not answer within {} s", after.as_secs_f32())]
-    Slow { address: SocketAddr, after: Duration },
+    Slow { address: Address, after: Duration },
 }
 
 /// The time was up; says what the last probe met.
@@ -53,16 +79,16 @@ pub fn probe_delays() -> impl Iterator<Item = Duration> {
 }
 
 /// Probes until the worker answers, for `limit` at most.
-pub async fn ready(address: SocketAddr, health: &Health, limit: Duration) -> Result<(), Expired> {
+pub async fn ready(address: &Address, proof: &Proof, limit: Duration) -> Result<(), Expired> {
     let end = Instant::now() + limit;
-    let mut last = NotReady::Slow { address, after: limit };
+    let mut last = NotReady::Slow { address: address.clone(), after: limit };
     for delay in probe_delays() {
         if Instant::now() + delay >= end {
             break;
         }
         time::sleep(delay).await;
         let allowed = PROBE_TIMEOUT.min(end.saturating_duration_since(Instant::now()));
-        match probe(address, health, allowed).await {
+        match probe(address, proof, allowed).await {
             Ok(()) => return Ok(()),
             Err(error) => last = error,
         }
@@ -72,25 +98,33 @@ pub async fn ready(address: SocketAddr, health: &Health, limit: Duration) -> Res
 }
 
 /// One probe.
-pub async fn probe(address: SocketAddr, health: &Health, allowed: Duration) -> Result<(), NotReady> {
+pub async fn probe(address: &Address, proof: &Proof, allowed: Duration) -> Result<(), NotReady> {
     let attempt = async {
-        let stream = TcpStream::connect(address).await.map_err(|source| NotReady::Connect { address, source })?;
-        match &health.path {
-            Some(path) => get(stream, address, path).await,
-            None => Ok(()),
+        let refused = |source| NotReady::Connect { address: address.clone(), source };
+        let mut stream = address.connect().await.map_err(refused)?;
+        match proof {
+            Proof::Connection => Ok(()),
+            Proof::Closing => {
+                let closed = |source| NotReady::Closed { address: address.clone(), source };
+                stream.shutdown().await.map_err(closed)?;
+                // Closed, or a word first: both are the worker's.
+                stream.read(&mut [0]).await.map(drop).map_err(closed)
+            }
+            Proof::Get(path) => get(stream, address, path).await,
         }
     };
-    time::timeout(allowed, attempt).await.unwrap_or(Err(NotReady::Slow { address, after: allowed }))
+    let slow = || NotReady::Slow { address: address.clone(), after: allowed };
+    time::timeout(allowed, attempt).await.unwrap_or_else(|_| Err(slow()))
 }
 
-async fn get(stream: TcpStream, address: SocketAddr, path: &str) -> Result<(), NotReady> {
+async fn get(stream: Stream, address: &Address, path: &str) -> Result<(), NotReady> {
     let request = Request::get(path)
-        .header(header::HOST, address.to_string())
+        .header(header::HOST, address.host())
         .header(header::USER_AGENT, concat!("homing/", env!("CARGO_PKG_VERSION"), " (health)"))
         .header(header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(|source| NotReady::Path { path: path.to_owned(), source })?;
-    let http_error = |source| NotReady::Http { address, path: path.to_owned(), source };
+    let http_error = |source| NotReady::Http { address: address.clone(), path: path.to_owned(), source };
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(ANSWER_BUFFER_BYTES)
         .handshake(TokioIo::new(stream))
@@ -108,7 +142,7 @@ async fn get(stream: TcpStream, address: SocketAddr, path: &str) -> Result<(), N
     if status.is_success() || status.is_redirection() {
         return Ok(());
     }
-    Err(NotReady::Status { address, path: path.to_owned(), status })
+    Err(NotReady::Status { address: address.clone(), path: path.to_owned(), status })
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -17,27 +17,28 @@ use rustix::process::{Pid, PidfdFlags};
 
 use super::account::{self, AccountError};
 use super::cgroup::Group;
+use super::entrance::Entrance;
 use super::limits;
 use super::process::Kin;
 use super::procfs::Stat;
 use super::program::{self, ProgramError};
+use super::socket;
+use crate::address::Address;
 use crate::config::Isolation;
 use crate::sys::{self, Confinement, Step};
 
-/// Stands for the worker's port in its arguments.
-pub const PORT_PLACEHOLDER: &str = "{port}";
 /// Log files may hold what users typed: not for everyone.
 const LOG_MODE: u32 = 0o640;
 /// UTF-8, and there without any locale package installed.
 const DEFAULT_LANG: &str = "C.UTF-8";
 
 /// All that is needed to start one worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Spec {
     pub app: String,
     /// `N` of `APP/N`.
     pub number: u32,
-    /// Program and arguments; `{port}` stands for the port.
+    /// Program and arguments; in these and in `env` placeholders stand for the entrance.
     pub command: Vec<String>,
     /// Absolute.
     pub directory: PathBuf,
@@ -45,7 +46,7 @@ pub struct Spec {
     pub user: Option<String>,
     pub env: BTreeMap<String, String>,
     pub isolation: Isolation,
-    pub port: u16,
+    pub entrance: Entrance,
     /// Output and errors are appended to it by the worker itself, not through homing.
     pub log: PathBuf,
 }
@@ -81,6 +82,8 @@ pub enum SpawnError {
     Confine { app: String, step: Step, source: io::Error },
     #[error("app `{app}`: log file `{}` cannot be written: {source}; correct `log_dir`, or its permissions", path.display())]
     Log { app: String, path: PathBuf, source: io::Error },
+    #[error("app `{app}`: no place for a worker's socket at `{}`: {source}; correct `run_dir`, or its permissions", path.display())]
+    Socket { app: String, path: PathBuf, source: io::Error },
     #[error("app `{app}`: the interpreter or loader that command `{}` asks for does not exist; \
              look at its first line, or install what it needs", path.display())]
     Interpreter { app: String, path: PathBuf },
@@ -99,6 +102,15 @@ pub enum SpawnError {
 /// Starts the worker in `group`, where there is one. It is running, or has already ended, when this returns; that it is
 /// ready is for `probe` to find out.
 pub fn spawn(spec: &Spec, group: Option<Group>) -> Result<Spawned, SpawnError> {
+    let spawned = start(spec, group);
+    // A directory that could not be made is not this worker's.
+    if spawned.as_ref().is_err_and(|error| !matches!(error, SpawnError::Socket { .. })) {
+        socket::remove(&spec.entrance.address());
+    }
+    spawned
+}
+
+fn start(spec: &Spec, group: Option<Group>) -> Result<Spawned, SpawnError> {
     let app = || spec.app.clone();
     let (name, arguments) = spec.command.split_first().ok_or_else(|| SpawnError::NoCommand { app: app() })?;
     check_directory(&spec.directory).map_err(|source| SpawnError::Directory {
@@ -108,18 +120,23 @@ pub fn spawn(spec: &Spec, group: Option<Group>) -> Result<Spawned, SpawnError> {
     })?;
     let account = account::find(spec.user.as_deref(), spec.isolation.group.as_deref())
         .map_err(|problem| SpawnError::Account { app: app(), problem })?;
-    let name = with_port(name, spec.port);
+    let name = spec.entrance.fill_in(name);
     let path = program::resolve(&name, &spec.directory, &program::search_path(&spec.env))
         .map_err(|problem| SpawnError::Program { app: app(), problem })?;
     let log_error = |source| SpawnError::Log { app: app(), path: spec.log.clone(), source };
     let log = open_log(&spec.log).map_err(log_error)?;
     let log_twin = log.try_clone().map_err(log_error)?;
     let groups = group.as_ref().map_or_else(|| Ok(Vec::new()), Group::doors);
+    if let Entrance::Socket(path) = &spec.entrance {
+        let identity = account.identity.as_ref();
+        let owner = identity.map(|identity| (identity.uid.as_raw(), identity.gid.as_raw()));
+        socket::prepare(path, owner).map_err(|source| SpawnError::Socket { app: app(), path: path.clone(), source })?;
+    }
 
     let mut command = Command::new(&path);
     command
         .arg0(&name)
-        .args(arguments.iter().map(|argument| with_port(argument, spec.port)))
+        .args(arguments.iter().map(|argument| spec.entrance.fill_in(argument)))
         .current_dir(&spec.directory)
         .env_clear()
         .envs(environment(spec, account.user.as_ref()))
@@ -136,13 +153,17 @@ pub fn spawn(spec: &Spec, group: Option<Group>) -> Result<Spawned, SpawnError> {
     };
     let progress = sys::detach(&mut command, confinement);
     let progress = progress.map_err(|source| SpawnError::Confine { app: app(), step: Step::Detach, source })?;
+    if let Entrance::Passed { socket, .. } = &spec.entrance {
+        let passed = sys::pass_socket(&mut command, &name, socket.as_fd());
+        passed.map_err(|source| SpawnError::Run { app: app(), path: path.clone(), source })?;
+    }
     let child = command.spawn();
     drop(command);
     let child = child.map_err(|source| match progress.failed_step() {
         None => start_error(spec, path, source),
         Some(step) => confine_error(spec, step, source),
     })?;
-    let kin = Kin { group, mark: mark(&spec.app, spec.number, spec.port) };
+    let kin = Kin { group, mark: mark(&spec.app, spec.number, &spec.entrance.address()) };
     watch(child, kin).map_err(|source| SpawnError::Watch { app: app(), source })
 }
 
@@ -203,10 +224,6 @@ pub(super) fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(id, PidfdFlags::empty())?)
 }
 
-fn with_port(text: &str, port: u16) -> String {
-    text.replace(PORT_PLACEHOLDER, &port.to_string())
-}
-
 fn check_directory(path: &Path) -> io::Result<()> {
     if fs::metadata(path)?.is_dir() { Ok(()) } else { Err(Errno::NOTDIR.into()) }
 }
@@ -226,17 +243,21 @@ fn environment(spec: &Spec, user: Option<&User>) -> BTreeMap<String, String> {
         ("HOME".to_owned(), home.or_else(|| own("HOME")).unwrap_or_else(|| "/".to_owned())),
     ]);
     environment.extend(known.map(|user| ("USER".to_owned(), user.name)));
-    environment.extend(spec.env.clone());
+    environment.extend(spec.env.iter().map(|(name, value)| (name.clone(), spec.entrance.fill_in(value))));
     // Last, for these are facts that an app's `env` cannot change.
-    environment.insert("PORT".to_owned(), spec.port.to_string());
+    environment.extend(spec.entrance.told());
     environment.insert("HOMING_APP".to_owned(), spec.app.clone());
     environment.insert("HOMING_WORKER".to_owned(), format!("{}/{}", spec.app, spec.number));
     environment
 }
 
 /// What of its environment names a worker and no other: inherited by all that it starts.
-pub fn mark(app: &str, number: u32, port: u16) -> Vec<String> {
-    vec![format!("HOMING_WORKER={app}/{number}"), format!("PORT={port}")]
+pub fn mark(app: &str, number: u32, address: &Address) -> Vec<String> {
+    let given = match address {
+        Address::Tcp(address) => format!("PORT={}", address.port()),
+        Address::Unix(path) => format!("HOMING_SOCKET={}", path.display()),
+    };
+    vec![format!("HOMING_WORKER={app}/{number}"), given]
 }
 
 #[cfg(test)]

@@ -1,14 +1,15 @@
-//! Real processes for this folder's tests, none of which outlives its test.
+//! Real processes for tests, none of which outlives its test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use tempfile::TempDir;
 
 use super::cgroup::Group;
-use super::{Process, Signal, Spec, port, spawn};
+use super::{Entrance, Process, Signal, Spec, port, spawn};
 use crate::config::Isolation;
 
 /// Far beyond what anything here takes, also on a busy machine.
@@ -32,35 +33,35 @@ threading.Event().wait()
 "#;
 
 /// A worker and a directory of its own; both go when this is dropped.
-pub(super) struct Worker {
-    pub(super) process: Process,
-    pub(super) port: u16,
+pub(crate) struct Worker {
+    pub(crate) process: Arc<Process>,
+    pub(crate) port: u16,
     folder: TempDir,
 }
 
 impl Worker {
     /// A shell running `script`, in which `$LISTEN KIND…` listens on the worker's port.
-    pub(super) fn sh(script: &str) -> Worker {
+    pub(crate) fn sh(script: &str) -> Worker {
         Worker::sh_in(script, None)
     }
 
-    pub(super) fn sh_in(script: &str, group: Option<Group>) -> Worker {
+    pub(crate) fn sh_in(script: &str, group: Option<Group>) -> Worker {
         let folder = tempfile::tempdir().expect("a temporary directory");
         fs::write(folder.path().join("listener.py"), LISTENER).expect("the script is written");
         let script = script.replace("$LISTEN", "python3 listener.py {port}");
         let spec = spec(folder.path(), &["sh", "-c", &script]);
-        let port = spec.port;
+        let port = spec.entrance.address().port().expect("a port");
         let spawned = spawn(&spec, group).expect("the shell starts");
-        Worker { process: Process::new(spawned).expect("it is watched"), port, folder }
+        Worker { process: Arc::new(Process::new(spawned).expect("it is watched")), port, folder }
     }
 
     /// What it has written so far.
-    pub(super) fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
     /// Waits until the log has this many lines.
-    pub(super) fn log_lines(&self, count: usize) -> Vec<String> {
+    pub(crate) fn log_lines(&self, count: usize) -> Vec<String> {
         eventually("lines in the log", || {
             let lines: Vec<String> = self.log().lines().map(str::to_owned).collect();
             (lines.len() >= count).then_some(lines)
@@ -76,7 +77,7 @@ impl Drop for Worker {
     }
 }
 
-pub(super) fn spec(folder: &Path, command: &[&str]) -> Spec {
+pub(crate) fn spec(folder: &Path, command: &[&str]) -> Spec {
     Spec {
         app: "sales".to_owned(),
         number: 2,
@@ -85,13 +86,13 @@ pub(super) fn spec(folder: &Path, command: &[&str]) -> Spec {
         user: None,
         isolation: Isolation::default(),
         env: BTreeMap::new(),
-        port: port::pick(&BTreeSet::new()).expect("a port is free"),
+        entrance: Entrance::Port(port::pick(&BTreeSet::new()).expect("a port is free")),
         log: PathBuf::from(folder).join("log"),
     }
 }
 
 /// Asks again and again until there is an answer.
-pub(super) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + PATIENCE;
     loop {
         if let Some(answer) = ask() {

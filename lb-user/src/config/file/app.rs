@@ -10,6 +10,7 @@ use toml::de::DeValue;
 
 use super::backends;
 use super::command;
+use super::entrance;
 use super::isolation;
 use super::listen::{self, Taken};
 use super::protect;
@@ -24,6 +25,7 @@ const KNOWN: &[&str] = &[
     "affinity",
     "command",
     "backends",
+    "pass_socket",
     "directory",
     "user",
     "group",
@@ -66,14 +68,16 @@ const DEFAULT_COOKIE_NAME: &str = "homing";
 /// The apps read so far, and what they have taken.
 pub(super) struct Apps<'b> {
     base: &'b Path,
+    /// Absent where it is given and wrong.
+    run_dir: Option<PathBuf>,
     apps: Vec<App>,
     names: Vec<String>,
     taken: Vec<Taken>,
 }
 
 impl<'b> Apps<'b> {
-    pub(super) fn new(base: &'b Path) -> Self {
-        Apps { base, apps: Vec::new(), names: Vec::new(), taken: Vec::new() }
+    pub(super) fn new(base: &'b Path, run_dir: Option<PathBuf>) -> Self {
+        Apps { base, run_dir, apps: Vec::new(), names: Vec::new(), taken: Vec::new() }
     }
 
     pub(super) fn finish(self) -> Vec<App> {
@@ -98,6 +102,7 @@ impl<'b> Apps<'b> {
             affinity,
             workers: if table.has("command") { workers } else { Workers { min: 0, max: 0, ..workers } },
             command,
+            listens_on: entrance::listens_on(table),
             directory: directory.unwrap_or_else(|| self.base.to_owned()),
             user: table.parsed("user", user).map(|given| given.value),
             env,
@@ -109,6 +114,7 @@ impl<'b> Apps<'b> {
             cookie: cookie(table),
             name,
         };
+        entrance::check(table, &app, self.run_dir.as_deref());
         self.apps.push(app);
     }
 

@@ -5,12 +5,14 @@ use std::path::Path;
 
 use toml::de::DeValue;
 
-use super::reader::{Given, Table, kind, not_supported, shown};
+use super::reader::{Given, Table, kind, shown};
+use crate::worker::entrance::{FD_PLACEHOLDER, PORT_PLACEHOLDER, SOCKET_PLACEHOLDER};
 use crate::worker::program;
-use crate::worker::spawn::PORT_PLACEHOLDER;
 
 /// What homing itself tells every worker.
-const SET_BY_HOMING: &[&str] = &["PORT", "HOMING_APP", "HOMING_WORKER", "HOMING_SOCKET", "LISTEN_FDS"];
+const SET_BY_HOMING: &[&str] =
+    &["PORT", "HOMING_APP", "HOMING_WORKER", "HOMING_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
+const PLACEHOLDERS: [&str; 3] = [PORT_PLACEHOLDER, SOCKET_PLACEHOLDER, FD_PLACEHOLDER];
 
 /// `command`, looked up as the spawn of a worker would.
 pub(super) fn command(table: &Table<'_>, directory: Option<&Path>, env: &BTreeMap<String, String>) -> Vec<String> {
@@ -30,7 +32,7 @@ pub(super) fn command(table: &Table<'_>, directory: Option<&Path>, env: &BTreeMa
         if text.is_empty() {
             table.wrong(program.span.clone(), "the program's name is empty; give a program");
         } else if wrong_word(text).is_none()
-            && !text.contains(PORT_PLACEHOLDER)
+            && !PLACEHOLDERS.iter().any(|placeholder| text.contains(placeholder))
             && let Err(error) = program::resolve(text, directory, &program::search_path(env))
         {
             table.wrong(program.span.clone(), error.to_string());
@@ -44,16 +46,27 @@ fn wrong_word(word: &str) -> Option<String> {
     if word.contains('\0') {
         return Some("an argument cannot contain a NUL character; remove it".to_owned());
     }
-    if word.contains("{socket}") {
-        return Some(format!("`{{socket}}` is {}; use `{PORT_PLACEHOLDER}`", not_supported()));
+    for (placeholder, becomes, variable) in [
+        (PORT_PLACEHOLDER, "$8080", "$PORT"),
+        (SOCKET_PLACEHOLDER, "$/run/…", "$HOMING_SOCKET"),
+        (FD_PLACEHOLDER, "$3", "3"),
+    ] {
+        if word.contains(&format!("${placeholder}")) {
+            return Some(format!(
+                "`${placeholder}` would become `{becomes}`; write `{placeholder}`, or `{variable}` for a shell"
+            ));
+        }
     }
-    if word.contains("${port}") {
-        return Some("`${port}` would become `$8080`; write `{port}`, or `$PORT` for a shell".to_owned());
-    }
-    ["{PORT}", "{Port}", "{ port }"]
-        .into_iter()
-        .find(|typo| without_shell(word, typo))
-        .map(|typo| format!("`{typo}` stays as it is; write `{PORT_PLACEHOLDER}` for the worker's port"))
+    [
+        (PORT_PLACEHOLDER, "port", ["{PORT}", "{Port}", "{ port }"]),
+        (SOCKET_PLACEHOLDER, "socket", ["{SOCKET}", "{Socket}", "{ socket }"]),
+        (FD_PLACEHOLDER, "descriptor", ["{FD}", "{Fd}", "{ fd }"]),
+    ]
+    .into_iter()
+    .find_map(|(right, what, typos)| {
+        let typo = typos.into_iter().find(|typo| without_shell(word, typo))?;
+        Some(format!("`{typo}` stays as it is; write `{right}` for the worker's {what}"))
+    })
 }
 
 /// Whether `typo` is there and is not a shell's variable.
@@ -78,10 +91,6 @@ pub(super) fn env(table: &Table<'_>) -> BTreeMap<String, String> {
             DeValue::String(text) if text.contains('\0') => {
                 table.wrong(value.span(), format!("`{}` cannot contain a NUL character", shown(name)));
             }
-            DeValue::String(text) if text.contains(PORT_PLACEHOLDER) => table.wrong(
-                value.span(),
-                format!("`{PORT_PLACEHOLDER}` is put into `command` only; a worker finds its port in PORT"),
-            ),
             DeValue::String(text) => drop(env.insert(name.to_owned(), text.to_string())),
             other => {
                 let kind = kind(other);

@@ -7,15 +7,15 @@ use super::output;
 use super::reader::{Table, shown};
 use super::value;
 use crate::config::{Cgroups, Homing, KernelPath};
+use crate::worker::socket::PATH_BYTES_MAX;
 
-/// A unix socket's address has room for this many bytes (unix(7): 108 with the NUL).
-const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// IFNAMSIZ, less the NUL.
 const INTERFACE_BYTES_MAX: usize = 15;
 
 const KNOWN: &[&str] = &[
     "control_socket",
     "state_dir",
+    "run_dir",
     "log_dir",
     "log_max_size",
     "log_max_age",
@@ -53,6 +53,7 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
     }
     // All are read before any is missed, so that every complaint is made.
     let (state_dir, log_dir) = (path("state_dir", "/var/lib/homing"), path("log_dir", "/var/log/homing"));
+    let run_dir = path("run_dir", "/run/homing");
     let pin_dir = path("pin_dir", "/sys/fs/bpf/homing");
     let cgroups = table.and_then(|table| table.parsed("cgroups", cgroups));
     let interfaces = table.map(interfaces).unwrap_or_default();
@@ -62,6 +63,7 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
     Some(Homing {
         control_socket: control_socket?,
         state_dir: state_dir?,
+        run_dir: run_dir?,
         log_dir: log_dir?,
         pin_dir: pin_dir?,
         cgroups: cgroups.map_or(Cgroups::Preferred, |given| given.value),
@@ -92,12 +94,12 @@ fn cgroups(text: &str) -> Result<Cgroups, String> {
 
 fn check_socket(table: &Table<'_>, socket: &Path) {
     let bytes = socket.as_os_str().len();
-    if let Some(given) = table.value("control_socket").filter(|_| bytes > SOCKET_PATH_BYTES_MAX) {
+    if let Some(given) = table.value("control_socket").filter(|_| bytes > PATH_BYTES_MAX) {
         table.wrong(
             given.span(),
             format!(
                 "`control_socket` is {bytes} bytes long with its directory, and a unix socket's path has at most \
-                 {SOCKET_PATH_BYTES_MAX}; choose a shorter one"
+                 {PATH_BYTES_MAX}; choose a shorter one"
             ),
         );
     }

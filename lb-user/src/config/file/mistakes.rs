@@ -56,7 +56,21 @@ const WRONG: &[(&str, &str)] = &[
     ("env = [\"A=1\"]", "5:7: `env` must be a table, not a list"),
     ("env.A = 1", "5:9: `A` must be a string in quotes, not a whole number"),
     ("env.PORT = \"1\"", "5:5: `PORT` is set by homing for each worker; remove it from `env`"),
-    ("env.A = \"x{port}\"", "5:9: `{port}` is put into `command` only; a worker finds its port in PORT"),
+    ("env.LISTEN_PID = \"1\"", "5:5: `LISTEN_PID` is set by homing for each worker; remove it from `env`"),
+    (
+        "env = { A = \"{port}\", B = \"{socket}\" }",
+        "5:27: `{socket}` and `{port}` exclude each other: a worker gets one of them; remove one",
+    ),
+    (
+        "env.A = \"{port}\"\npass_socket = true",
+        "6:15: `pass_socket` and `{port}` exclude each other: a worker gets one of them; remove one",
+    ),
+    ("pass_socket = \"yes\"", "5:15: `pass_socket` must be true or false, not a string"),
+    (
+        "affinity = \"ip\"\nenv.A = \"{socket}\"",
+        "5:12: \"ip\" is kept by the kernel, which hands connections to TCP sockets alone, and these workers listen on unix \
+         sockets; use `{port}` in place of `{socket}`, or affinity = \"auto\" or \"cookie\"",
+    ),
     ("env.\"A=B\" = \"\"", "5:5: `A=B` cannot be the name of an environment variable"),
     // Numbers.
     ("workers.max = 0", "5:15: `max` must be from 1 to 1024"),
@@ -214,7 +228,15 @@ const WRONG_COMMAND: &[(&str, &str)] = &[
         "[\"./passwd\"]",
         "12: command `/etc/./passwd` is not an executable file; make it one (chmod +x /etc/./passwd), or correct `command`",
     ),
-    ("[\"sh\", \"{socket}\"]", "18: `{socket}` is not supported by this version of homing (0.1.0); use `{port}`"),
+    (
+        "[\"sh\", \"${socket}\"]",
+        "18: `${socket}` would become `$/run/…`; write `{socket}`, or `$HOMING_SOCKET` for a shell",
+    ),
+    ("[\"sh\", \"{FD}\"]", "18: `{FD}` stays as it is; write `{fd}` for the worker's descriptor"),
+    (
+        "[\"sh\", \"{port}\", \"{fd}\"]",
+        "28: `{fd}` and `{port}` exclude each other: a worker gets one of them; remove one",
+    ),
     ("[\"sh\", \"{PORT}\"]", "18: `{PORT}` stays as it is; write `{port}` for the worker's port"),
     ("[\"sh\", \"${port}\"]", "18: `${port}` would become `$8080`; write `{port}`, or `$PORT` for a shell"),
 ];

@@ -168,6 +168,19 @@ impl<'a> Table<'a> {
         }
     }
 
+    /// True or false.
+    pub(super) fn flag(&self, key: &str) -> Option<Given<bool>> {
+        let value = self.value(key)?;
+        let span = value.span();
+        match value.get_ref() {
+            DeValue::Boolean(value) => Some(Given { value: *value, span }),
+            other => {
+                self.wrong(span, format!("`{key}` must be true or false, not {}", kind(other)));
+                None
+            }
+        }
+    }
+
     /// A whole number from `min` to `max`.
     pub(super) fn number(&self, key: &str, min: u32, max: u32) -> Option<Given<u32>> {
         let value = self.value(key)?;

@@ -11,7 +11,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::isolation::{self, StopSignal};
 use crate::config::{
-    Affinity, App, Cgroups, Client, Cookie, Health, Isolation, KernelPath, Protect, Rate, Secure, Timeouts, Workers,
+    Affinity, App, Cgroups, Client, Cookie, Health, Isolation, KernelPath, ListensOn, Protect, Rate, Secure, Timeouts,
+    Workers,
 };
 use crate::output::Limits;
 
@@ -43,6 +44,7 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
             listen_udp: vec![],
             affinity: Affinity::Auto,
             command: vec!["sh".to_owned()],
+            listens_on: ListensOn::Port,
             backends: Vec::new(),
             directory: PathBuf::from("/"),
             user: None,
@@ -64,6 +66,7 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
     );
     assert_eq!(config.homing.control_socket, Path::new("/run/homing/control.sock"));
     assert_eq!(config.homing.state_dir, Path::new("/var/lib/homing"));
+    assert_eq!(config.homing.run_dir, Path::new("/run/homing"));
     assert_eq!(config.homing.log_dir, Path::new("/var/log/homing"));
     assert_eq!(config.homing.pin_dir, Path::new("/sys/fs/bpf/homing"));
     assert_eq!(config.homing.kernel_path, KernelPath::Preferred);
@@ -78,6 +81,7 @@ fn every_key_is_read() {
         [homing]
         control_socket = "run/c.sock"
         state_dir = "/s"
+        run_dir = "run"
         log_dir = "logs"
         log_max_size = "1MiB"
         log_max_age = "36h"
@@ -114,6 +118,7 @@ fn every_key_is_read() {
         "#,
     );
     assert_eq!(config.homing.control_socket, Path::new("/run/c.sock"));
+    assert_eq!(config.homing.run_dir, Path::new("/run"));
     assert_eq!(config.homing.log_dir, Path::new("/logs"));
     assert_eq!(config.homing.output, Limits { size_max: 1 << 20, age_max: Duration::from_secs(36 * 3_600), keep: 0 });
     assert_eq!(config.homing.pin_dir, Path::new("/sys/fs/bpf/other"));
@@ -195,6 +200,45 @@ fn a_control_socket_too_long_for_the_kernel_is_refused() {
           choose a shorter one"
         ]
     );
+}
+
+#[test]
+fn what_workers_listen_on_is_read_off_the_placeholders() {
+    for (lines, expected) in [
+        ("", ListensOn::Port),
+        ("env.A = \"{port}\"", ListensOn::Port),
+        ("env.A = \"unix:{socket}\"", ListensOn::Socket),
+        ("env.A = \"{fd}\"", ListensOn::Passed),
+        ("pass_socket = true", ListensOn::Passed),
+        ("pass_socket = false", ListensOn::Port),
+        ("pass_socket = true\nenv.A = \"{fd}\"", ListensOn::Passed),
+    ] {
+        assert_eq!(accepted(&format!("{APP}{lines}\n")).apps[0].listens_on, expected, "{lines}");
+    }
+    let command = |word: &str| accepted(&APP.replace("[\"sh\"]", &format!("[\"sh\", \"--x={word}\"]")));
+    assert_eq!(command("{socket}").apps[0].listens_on, ListensOn::Socket);
+    assert_eq!(command("{fd}").apps[0].listens_on, ListensOn::Passed);
+}
+
+#[test]
+fn sockets_of_workers_whose_paths_would_be_too_long_are_refused() {
+    let text = |run_dir: usize| {
+        format!("[homing]\nrun_dir = \"/{}\"\n{APP}env.A = \"{{socket}}\"\nworkers.max = 101\n", "x".repeat(run_dir))
+    };
+    // /…/sales-100-01234567/socket
+    accepted(&text(107 - 1 - 26));
+    let told = complaints(&text(107 - 1 - 25));
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("homing.toml:6:11: the workers' sockets would be called like /xxx"), "{told:?}");
+    assert!(
+        told[0].ends_with(
+            "/sales-100-00000000/socket: 108 bytes, and a unix socket's path has at most 107; choose a homing.run_dir, \
+             or a `name`, that is 1 bytes shorter"
+        ),
+        "{told:?}"
+    );
+    // Nobody needs it.
+    accepted(&text(200).replace("{socket}", "{port}"));
 }
 
 #[test]

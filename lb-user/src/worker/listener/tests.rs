@@ -94,7 +94,7 @@ fn the_table_is_read_up_to_the_first_socket_that_does_not_listen() {
         3: 0100007F:1F90 0100007F:9999 01 00000000:00000000 00:00000000 00000000     0        0 444 1 0 100 0 0 10 0\n\
         4: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 555 1 0 100 0 0 10 0\n";
     let mut inodes = HashSet::new();
-    read_table(table.as_bytes(), 8080, &mut inodes).expect("readable");
+    read_table(table.as_bytes(), Some(8080), &mut inodes).expect("readable");
     assert_eq!(inodes, HashSet::from([111, 222]));
 }
 

@@ -19,6 +19,10 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary directory")
 }
 
+fn port_of(spec: &Spec) -> u16 {
+    spec.entrance.address().port().expect("a port")
+}
+
 fn refusal(spec: &Spec) -> String {
     spawn(spec, None).expect_err("it must not start").to_string()
 }
@@ -37,7 +41,7 @@ async fn the_environment_is_clean() {
         names
     };
     assert_eq!(names, ["HOME", "HOMING_APP", "HOMING_WORKER", "LANG", "PATH", "PORT", "R_MAX_VSIZE", "USER"]);
-    for line in ["HOMING_APP=sales", "HOMING_WORKER=sales/2", "R_MAX_VSIZE=2GB", &format!("PORT={}", spec.port)] {
+    for line in ["HOMING_APP=sales", "HOMING_WORKER=sales/2", "R_MAX_VSIZE=2GB", &format!("PORT={}", port_of(&spec))] {
         assert!(output.lines().any(|seen| seen == line), "no {line} in\n{output}");
     }
 }
@@ -46,7 +50,7 @@ async fn the_environment_is_clean() {
 async fn the_port_is_put_into_arguments() {
     let folder = folder();
     let spec = spec(folder.path(), &["echo", "--port", "{port}", "--url=http://x:{port}/{port}", "{other}"]);
-    let port = spec.port;
+    let port = port_of(&spec);
     assert_eq!(output_of(&spec).await, format!("--port {port} --url=http://x:{port}/{port} {{other}}\n"));
 }
 
@@ -179,4 +183,96 @@ fn a_log_that_cannot_be_written_is_named() {
 fn an_empty_command_is_refused() {
     let folder = folder();
     assert!(matches!(spawn(&spec(folder.path(), &[]), None), Err(SpawnError::NoCommand { .. })));
+}
+
+#[tokio::test]
+async fn a_socket_path_is_put_into_arguments_and_environment_and_its_directory_is_made_for_the_user() {
+    let folder = folder();
+    let script = "echo $A $HOMING_SOCKET ${PORT-none} ${LISTEN_FDS-none}; stat -c '%a %u' $(dirname {socket})";
+    let mut spec = spec(folder.path(), &["sh", "-c", script]);
+    let path = socket::path(&folder.path().join("run"), "sales", 2, 7 << 32);
+    spec.entrance = Entrance::Socket(path.clone());
+    spec.env = BTreeMap::from([("A".to_owned(), "unix:{socket}".to_owned())]);
+    let shown = path.display();
+    let uid = nix::unistd::geteuid();
+    assert_eq!(output_of(&spec).await, format!("unix:{shown} {shown} none none\n700 {uid}\n"));
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_directory_of_a_socket() {
+    let folder = folder();
+    let script = folder.path().join("run.sh");
+    fs::write(&script, "#!/usr/bin/python-of-nobody\n").expect("written");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("changed");
+    let mut spec = spec(folder.path(), &["./run.sh"]);
+    let path = socket::path(&folder.path().join("run"), "sales", 2, 7 << 32);
+    spec.entrance = Entrance::Socket(path.clone());
+    assert!(matches!(spawn(&spec, None), Err(SpawnError::Interpreter { .. })));
+    assert!(!path.parent().expect("its directory").exists());
+}
+
+/// A spec that is passed a socket.
+fn passed(folder: &Path, command: &[&str]) -> Spec {
+    let entrance = crate::worker::port::listen(&std::collections::BTreeSet::new()).expect("a port is free");
+    Spec { entrance, ..spec(folder, command) }
+}
+
+#[tokio::test]
+async fn a_passed_socket_is_descriptor_3_and_the_environment_says_so_to_this_very_process() {
+    let folder = folder();
+    let script = "import os, socket; s = socket.socket(fileno={fd}); e = os.environ\n\
+        print(s.getsockname()[1], s.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN), s.getblocking())\n\
+        print(e['LISTEN_PID'] == str(os.getpid()), e['LISTEN_FDS'], e['LISTEN_FDNAMES'], 'PORT' in e, sorted(os.listdir('/proc/self/fd'))[:4])";
+    let spec = passed(folder.path(), &["python3", "-c", script]);
+    let port = port_of(&spec);
+    assert_eq!(output_of(&spec).await, format!("{port} 1 True\nTrue 1 homing False ['0', '1', '2', '3']\n"));
+}
+
+#[tokio::test]
+async fn nothing_but_the_socket_is_passed_and_arguments_arrive_as_they_are() {
+    let folder = folder();
+    let script = "printf '%s|' \"$0\" \"$@\"; ls /proc/$$/fd; env | cut -d= -f1 | sort | tr '\\n' ' '";
+    let mut spec = passed(folder.path(), &["sh", "-c", script, "zero", "", "a b", "--fd={fd}"]);
+    spec.env = BTreeMap::from([("A".to_owned(), "fd://{fd}".to_owned())]);
+    assert_eq!(
+        output_of(&spec).await,
+        "zero||a b|--fd=3|0\n1\n2\n3\n\
+         A HOME HOMING_APP HOMING_WORKER LANG LISTEN_FDNAMES LISTEN_FDS LISTEN_PID PATH PWD USER "
+    );
+}
+
+#[tokio::test]
+async fn a_worker_of_another_user_is_passed_a_socket_too() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can start workers as another user");
+        return;
+    }
+    let folder = folder();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("changed");
+    let script = "id -un; test $LISTEN_PID = $$ && readlink /proc/$$/fd/3 | cut -d: -f1";
+    let mut spec = passed(folder.path(), &["sh", "-c", script]);
+    spec.user = Some("nobody".to_owned());
+    assert_eq!(output_of(&spec).await, "nobody\nsocket\n");
+}
+
+#[test]
+fn a_program_that_cannot_be_executed_is_named_also_when_it_is_passed_a_socket() {
+    let folder = folder();
+    let script = folder.path().join("run.sh");
+    fs::write(&script, "#!/usr/bin/python-of-nobody\n").expect("written");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("changed");
+    assert!(matches!(spawn(&passed(folder.path(), &["./run.sh"]), None), Err(SpawnError::Interpreter { .. })));
+}
+
+#[tokio::test]
+async fn homing_keeps_no_copy_of_a_socket_that_it_passed() {
+    let folder = folder();
+    let spec = passed(folder.path(), &["sleep", "1000"]);
+    let address = spec.entrance.address();
+    let process = Process::new(spawn(&spec, None).expect("it starts")).expect("it is watched");
+    drop(spec);
+    assert!(address.is_listening(), "the kernel accepts for the worker");
+    process.kill_tree(crate::worker::Signal::KILL).expect("killed");
+    process.exited().await;
+    assert!(!address.is_listening(), "with the worker its socket is gone");
 }
