@@ -173,17 +173,9 @@ pub fn homing_state(ctx: BtfTracePointContext) -> i32 {
 }
 
 /// The same again. The kernel does not run a tracing program on a CPU that is in the middle of it (Linux:
-/// kernel/trace/bpf_trace.c, `prog->active`): what a soft interrupt, or another task on a kernel that preempts, changes
-/// meanwhile, another of the three sees.
+/// kernel/trace/bpf_trace.c, `prog->active`): what a soft interrupt changes meanwhile, the other of the two sees.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn homing_state_too(ctx: BtfTracePointContext) -> i32 {
-    socket::state_changed(&ctx);
-    0
-}
-
-/// And again, for one that came in between the two.
-#[btf_tracepoint(function = "inet_sock_set_state")]
-pub fn homing_state_also(ctx: BtfTracePointContext) -> i32 {
     socket::state_changed(&ctx);
     0
 }

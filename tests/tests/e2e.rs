@@ -86,7 +86,6 @@ fn live_counts_are_exact_after_a_storm_of_connections() {
         runtime.block_on(futures_util::future::join_all(visits))
     });
     assert!(outcomes.iter().all(homing::demo::client::Outcome::passed));
-    // What a soft interrupt changed while the state hook ran was missed once: two of a thousand.
     let status = site.homing.wait_until("nothing is open", |status| status["apps"][0]["connections"] == 0);
     assert_eq!(status["counters"]["established"], status["counters"]["closed"]);
     assert!(status["counters"]["established"].as_u64() >= Some(u64::from(STRANGERS) * 102));

@@ -64,6 +64,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "scheduling",
                 "isolation",
                 "sockets",
+                "output",
             ],
         ),
         ("apps", options.apps, &["apps", "uvicorn"]),

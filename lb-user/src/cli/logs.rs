@@ -144,21 +144,34 @@ impl Tail {
     }
 
     fn view(&self) -> io::Result<Option<View>> {
-        View::open(&self.file.path)
-            .map_err(|error| io::Error::new(error.kind(), format!("cannot read {}: {error}", self.file.path.display())))
+        View::open(&self.file.path).map_err(|error| {
+            let remedy = match error.kind() {
+                io::ErrorKind::PermissionDenied => "; run this as root, or as the user that homing runs as",
+                _ => "",
+            };
+            io::Error::new(error.kind(), format!("cannot read {}: {error}{remedy}", self.file.path.display()))
+        })
     }
 
     /// What there is now.
     fn begin(&mut self, number: usize, options: &Options, printer: &mut Printer<impl io::Write>) -> io::Result<()> {
-        let Some(view) = self.view()? else {
+        let (view, from) = loop {
+            let Some(view) = self.view()? else { break (None, 0) };
+            let from = match options.lines {
+                Lines::All => Ok(view.start()),
+                Lines::Last(count) => view.last_lines(count),
+            };
+            match from {
+                // It was rotated meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                from => break (Some(view), from?),
+            }
+        };
+        let Some(view) = view else {
             if !options.follow {
                 eprintln!("homing: {} has written nothing: there is no {}", self.file.id, self.file.path.display());
             }
             return Ok(());
-        };
-        let from = match options.lines {
-            Lines::All => view.start(),
-            Lines::Last(count) => view.last_lines(count)?,
         };
         (self.place, self.identity) = (Some(from), view.identity()?);
         // It may write faster than this is read.
@@ -188,7 +201,10 @@ impl Tail {
         }
         let place = place.max(start);
         let room = until.map_or(CHUNK, |until| CHUNK.min(usize::try_from(until - place).unwrap_or(0)));
-        let read = view.read(place, &mut self.buffer[..room])?;
+        let read = match view.read(place, &mut self.buffer[..room]) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            read => read?,
+        };
         // While it is printed, which may take as long as somebody looks at it, the files are free.
         drop(view);
         (self.place, self.identity) = (Some(place + read as Place), identity);

@@ -178,8 +178,8 @@ fn lock(state_dir: &Path) -> anyhow::Result<fs::File> {
             state_dir.display()
         ));
     }
-    file.set_len(0)?;
-    writeln!(file, "{}", std::process::id())?;
+    // For the message above, which can do without on a full disk.
+    let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
     Ok(file)
 }
 

@@ -316,9 +316,8 @@ impl Launcher {
             kill_tree(&process, worker::Signal::KILL);
             socket::remove(&address);
             clearing.after(process);
-            // A disk may be slow.
-            let last_output = tokio::task::spawn_blocking(move || output::last::lines(&worker.log, worker.since));
-            let last_output = last_output.await.unwrap_or_default();
+            // Written a moment ago, so it is in memory; another thread would take longer, while clients wait for another worker.
+            let last_output = output::last::lines(&worker.log, worker.since);
             let _ = messages.send(Message::Exited { backend, how, last_output }).await;
         });
         watcher.abort_handle()

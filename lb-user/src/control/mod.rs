@@ -8,6 +8,7 @@ mod change;
 mod confinement;
 pub mod doors;
 mod fixed;
+mod ghosts;
 mod housekeeping;
 mod last_output;
 mod launch;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::doors::Doors;
 use super::fixed::{self, Fixed};
+use super::ghosts::Ghosts;
 use super::last_output::LastOutput;
 use super::launch::{Launcher, Message, Running};
 use super::predecessor::{Elsewhere, Predecessor};
@@ -94,6 +95,7 @@ pub struct Runner {
     /// Connections of the kernel path, and on both paths, as last looked at.
     pub(super) by_kernel: HashMap<BackendId, u64>,
     pub(super) loads: Vec<(BackendId, u64)>,
+    pub(super) ghosts: Ghosts,
     pub(super) started: Instant,
     pub(super) launcher: Launcher,
     pub(super) saver: Saver,
@@ -155,6 +157,7 @@ impl Runner {
             proxy,
             by_kernel: HashMap::new(),
             loads: Vec::new(),
+            ghosts: Ghosts::default(),
             started: Instant::now(),
             launcher,
             messages,
@@ -226,6 +229,7 @@ impl Runner {
                     self.look_at_promotions();
                     self.look_at_groups();
                     self.look_at_others();
+                    self.look_at_ghosts();
                     if self.saver.is_behind() {
                         self.save();
                     }
@@ -271,6 +275,7 @@ impl Runner {
                 self.exited(backend, how, last_output);
                 if let Some(datapath) = self.kernel.datapath() {
                     datapath.forget(backend);
+                    self.ghosts.forget(backend);
                 }
             }
             Message::Answers { backend } => self.happen(Event::Answers { backend }),
@@ -459,6 +464,7 @@ impl Runner {
             .get(&backend)
             .map_or(0, |running| running.load.open.load(Ordering::Relaxed) + self.elsewhere.open(running.incarnation));
         let kernel = self.kernel.datapath().map_or(0, |datapath| datapath.live(backend).connections);
+        let kernel = kernel.saturating_sub(self.ghosts.of(backend));
         (kernel, kernel + u64::from(http))
     }
 

@@ -10,7 +10,7 @@ use super::remotes;
 use super::runner::Runner;
 use super::saver::Found;
 use super::state::{Kind, Worker};
-use crate::worker;
+use crate::{output, worker};
 
 impl Runner {
     /// Takes over the workers, rings and ids that an earlier run left.
@@ -52,7 +52,12 @@ impl Runner {
                     let &SavedWorker { number, place, .. } = worker;
                     self.happen(Event::Adopted { app, number, backend, place, current });
                 }
-                None => tracing::info!(app = %worker.app, worker = worker.number, "a worker of the last run is gone"),
+                None => {
+                    let log = self.launcher.log_file(&worker.app, worker.number);
+                    let lines = output::last::lines(&log, worker.output_since);
+                    let last_output = Some(lines).filter(|lines| !lines.is_empty()).map(tracing::field::debug);
+                    tracing::info!(app = %worker.app, worker = worker.number, last_output, "a worker of the last run is gone");
+                }
             }
         }
         self.launcher.confinement.reap(self.running.values().map(|running| &*running.process));
@@ -75,7 +80,7 @@ impl Runner {
 
     fn say_refused(&self, why: &Refusal, aside: Option<&Path>) {
         let apps: Vec<&str> = self.config.apps.iter().map(|app| app.name.as_str()).collect();
-        let left = worker::leftovers(&apps);
+        let left = worker::leftovers(&apps, &self.config.homing.log_dir);
         let pids: Vec<String> = left.iter().map(|(pid, _)| format!("-{pid}")).collect();
         let ids: Vec<&str> = left.iter().map(|(_, id)| id.as_str()).collect();
         let advice = match left.len() {

@@ -60,7 +60,7 @@ pub enum Mode {
 const XDP: &str = "homing_xdp";
 const LOOKUP: &str = "homing_lookup";
 /// Of a kind, since one alone misses what happens while it runs.
-const STATES: [&str; 3] = ["homing_state", "homing_state_too", "homing_state_also"];
+const STATES: [&str; 2] = ["homing_state", "homing_state_too"];
 
 /// Attaches all programs. An interface that refuses XDP is reported, not fatal: delivery does not need it.
 pub(super) fn attach_all(ebpf: &mut Ebpf, pin_dir: &Path, interfaces: &[String]) -> Result<Vec<Attached>, Unavailable> {

@@ -1,7 +1,7 @@
 //! Keeps workers' files within their limits for as long as homing runs: woken by what is written, at work beside the
 //! loop that serves, and quiet while nothing happens.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
@@ -20,18 +20,25 @@ use tokio::task::AbortHandle;
 use super::Policy;
 use super::name::{Kind, Name};
 use super::rotate::{self, Ground, Way};
+use super::stream::Place;
 use crate::sys;
 use crate::trouble::Trouble;
 
 /// What a worker is expected to write at most. Files are looked at so often that it adds one limit's worth in between.
-const BYTES_PER_SECOND: u64 = 1 << 30;
+const BYTES_PER_SECOND: u64 = 2 << 30;
 /// Bounds for the time between two looks while something is written.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
+/// Files that need more than one step are stayed with for so long, before others get their turn.
+const TURN_MAX: Duration = Duration::from_millis(100);
 /// Between looks at everything, for the sake of age: a part of the greatest age, within bounds.
 const LOOKS_PER_AGE: u32 = 16;
 const LOOK_MIN: Duration = Duration::from_secs(1);
 const LOOK_MAX: Duration = Duration::from_secs(600);
+/// Between looks whether there is room, and, while something goes wrong, at everything.
+const LOOK_ROOM: Duration = Duration::from_secs(10);
+/// A disk with less room than this is called full.
+const ROOM_MIN: u64 = 64 << 10;
 /// Where the kernel does not say what is written.
 const LOOK_UNTOLD: Duration = Duration::from_secs(1);
 /// Names read at once.
@@ -71,6 +78,8 @@ impl Drop for Keeper {
 enum Which {
     All,
     These(BTreeSet<PathBuf>),
+    /// None, while all is well: only whether there is room.
+    Room,
 }
 
 async fn keep(mut policies: watch::Receiver<Policy>, stop: Arc<AtomicBool>) {
@@ -82,15 +91,18 @@ async fn keep(mut policies: watch::Receiver<Policy>, stop: Arc<AtomicBool>) {
             None
         }
     };
-    let mut hand = Hand { ground: None, trouble: Trouble::default(), stop };
+    let mut hand = Hand { stop, ..Hand::default() };
     let mut which = Which::All;
     let mut looked = tokio::time::Instant::now();
+    let mut room_due = looked + LOOK_ROOM;
     loop {
         let policy = policies.borrow_and_update().clone();
         let limits = policy.limits;
         if matches!(which, Which::All) {
             looked = tokio::time::Instant::now();
         }
+        let look =
+            if news.is_some() { (limits.age_max / LOOKS_PER_AGE).clamp(LOOK_MIN, LOOK_MAX) } else { LOOK_UNTOLD };
         let turn = tokio::task::spawn_blocking(move || {
             let again = hand.turn(&policy, &which);
             (hand, again)
@@ -98,14 +110,22 @@ async fn keep(mut policies: watch::Receiver<Policy>, stop: Arc<AtomicBool>) {
         let Ok((returned, again)) = turn.await else { return };
         hand = returned;
         if !again.is_empty() {
-            which = Which::These(again);
+            // One worker that writes as fast as it can does not hide the others.
+            which = match news.as_ref().map(News::read) {
+                _ if tokio::time::Instant::now() >= looked + look => Which::All,
+                Some(Which::All) => Which::All,
+                Some(Which::These(others)) => Which::These(&again | &others),
+                Some(Which::Room) | None => Which::These(again),
+            };
             continue;
         }
-        let look =
-            if news.is_some() { (limits.age_max / LOOKS_PER_AGE).clamp(LOOK_MIN, LOOK_MAX) } else { LOOK_UNTOLD };
         which = tokio::select! {
             // Often enough for a file that is written to all the time, too.
             () = tokio::time::sleep_until(looked + look) => Which::All,
+            () = tokio::time::sleep_until(room_due) => {
+                room_due = tokio::time::Instant::now() + LOOK_ROOM;
+                Which::Room
+            }
             changed = policies.changed() => match changed {
                 Ok(()) => Which::All,
                 Err(_) => return,
@@ -173,20 +193,37 @@ impl News {
 }
 
 /// Does the work, one turn at a time.
+#[derive(Default)]
 struct Hand {
     /// Found out at the first turn that can.
     ground: Option<Ground>,
+    /// Where each file ended at the last look.
+    seen: HashMap<PathBuf, Place>,
+    /// All files were looked at once: others are new, and what they hold is.
+    has_looked: bool,
+    /// Files cannot be rotated.
     trouble: Trouble,
+    has_trouble: bool,
+    /// There is no room.
+    is_full: Trouble,
     stop: Arc<AtomicBool>,
 }
 
 impl Hand {
-    /// Every file by one step; returns those that need another.
+    /// A step for every file, and a few more for some; returns those that need another.
     fn turn(&mut self, policy: &Policy, which: &Which) -> BTreeSet<PathBuf> {
         let result = match which {
-            Which::All => self.look_at_all(policy),
-            Which::These(paths) => self.rotate(policy, paths),
+            Which::These(paths) => self.rotate_on(policy, paths),
+            Which::Room if !self.has_trouble => {
+                self.look_for_room(&policy.dir);
+                return BTreeSet::new();
+            }
+            Which::All | Which::Room => {
+                self.look_for_room(&policy.dir);
+                self.look_at_all(policy)
+            }
         };
+        self.has_trouble = result.is_err();
         match result {
             Ok(again) => {
                 if self.trouble.is_over() {
@@ -197,13 +234,33 @@ impl Hand {
             Err(_) if self.stop.load(Ordering::Relaxed) => BTreeSet::new(),
             Err(error) => {
                 if self.trouble.is_news(Instant::now()) {
+                    let remedy = match error.kind() {
+                        io::ErrorKind::PermissionDenied => "Correct the owner of the files in homing.log_dir",
+                        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "Make room in homing.log_dir",
+                        _ => "Look after homing.log_dir",
+                    };
                     tracing::warn!(
                         %error, dir = %policy.dir.display(),
-                        "workers' output cannot be rotated; serving goes on. Make room in homing.log_dir: it is tried again"
+                        "workers' output cannot be rotated; serving goes on. {remedy}: it is tried again"
                     );
                 }
                 BTreeSet::new()
             }
+        }
+    }
+
+    /// Workers' own writes fail while there is none, and they tell nobody.
+    fn look_for_room(&mut self, dir: &Path) {
+        let Ok(stat) = rustix::fs::statvfs(dir) else { return };
+        if stat.f_bavail.saturating_mul(stat.f_frsize) < ROOM_MIN {
+            if self.is_full.is_news(Instant::now()) {
+                tracing::warn!(
+                    dir = %dir.display(),
+                    "the disk is full: what workers write is lost, serving goes on. Make room in homing.log_dir"
+                );
+            }
+        } else if self.is_full.is_over() {
+            tracing::info!(dir = %dir.display(), "there is room for workers' output again");
         }
     }
 
@@ -219,7 +276,27 @@ impl Hand {
                 live.insert(entry.path());
             }
         }
-        self.rotate(policy, &live)
+        self.seen.retain(|path, _| live.contains(path));
+        // Before it is in haste.
+        self.ground(&policy.dir)?;
+        let again = self.rotate(policy, &live);
+        self.has_looked = true;
+        again
+    }
+
+    /// Stays with those that need another step for a while: on a busy machine every change of threads costs time, in
+    /// which a worker goes on writing.
+    fn rotate_on(&mut self, policy: &Policy, paths: &BTreeSet<PathBuf>) -> io::Result<BTreeSet<PathBuf>> {
+        let end = Instant::now() + TURN_MAX;
+        let mut again = self.rotate(policy, paths)?;
+        while !again.is_empty() {
+            std::thread::sleep(pause(policy.limits.size_max));
+            if Instant::now() >= end || self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            again = self.rotate(policy, &again)?;
+        }
+        Ok(again)
     }
 
     fn rotate(&mut self, policy: &Policy, paths: &BTreeSet<PathBuf>) -> io::Result<BTreeSet<PathBuf>> {
@@ -229,9 +306,15 @@ impl Hand {
         for path in paths {
             let ground = self.ground(&policy.dir)?;
             // One file's trouble is not the others'.
-            match rotate::rotate(path, policy.limits, ground, now, &self.stop) {
-                Ok(true) => drop(again.insert(path.clone())),
-                Ok(false) => {}
+            let seen = self.seen.get(path).copied().or(self.has_looked.then_some(0));
+            match rotate::rotate(path, policy.limits, ground, seen, now, &self.stop) {
+                Ok(Some(looked)) => {
+                    self.seen.insert(path.clone(), looked.end);
+                    if looked.again {
+                        again.insert(path.clone());
+                    }
+                }
+                Ok(None) => {}
                 Err(error) => failed = Some(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
             }
         }

@@ -1,23 +1,33 @@
 //! The last words of a worker: what an operator wants to see first when it has ended.
 
+use std::io;
 use std::path::Path;
 
-use super::stream::{Place, View};
+use super::stream::{BRIEF, Place, View};
 
 /// Enough for what an interpreter says when it gives up.
 const LINES_MAX: usize = 5;
 const BYTES_MAX: u64 = 2 << 10;
+/// A file that is rotated while it is read is read again.
+const TRIES: usize = 3;
 
 /// Where the worker's next byte goes; what is before it was written by others.
 pub fn mark(path: &Path) -> Place {
-    View::open(path).ok().flatten().map_or(0, |view| view.end())
+    View::open_within(path, BRIEF).ok().flatten().map_or(0, |view| view.end())
 }
 
 /// The last lines that were written since `mark`; empty where there are none, or they cannot be read.
 pub fn lines(path: &Path, mark: Place) -> Vec<String> {
-    let Ok(Some(view)) = View::open(path) else { return Vec::new() };
-    let is_cut = view.start().max(mark) < view.end() - BYTES_MAX.cast_signed();
-    view.tail(BYTES_MAX, mark).map_or_else(|_| Vec::new(), |bytes| last(&bytes, is_cut))
+    for _ in 0..TRIES {
+        let Ok(Some(view)) = View::open_within(path, BRIEF) else { break };
+        let is_cut = view.start().max(mark) < view.end() - BYTES_MAX.cast_signed();
+        match view.tail(BYTES_MAX, mark) {
+            Ok(bytes) => return last(&bytes, is_cut),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    Vec::new()
 }
 
 /// `is_cut`: there was more before the bytes.

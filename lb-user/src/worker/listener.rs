@@ -134,6 +134,47 @@ fn read_table(table: impl BufRead, port: Option<u16>, inodes: &mut HashSet<u64>)
     Ok(())
 }
 
+/// How many connections on these ports of its network namespace the worker has, at most: also those that nobody has accepted
+/// yet, whoever's they are.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn connections(process: &Process, ports: &[u16]) -> io::Result<u64> {
+    /// Neither open nor being closed by both sides: SYN_RECV, TIME_WAIT, CLOSE, LISTEN.
+    const NOT_OPEN: [&str; 4] = ["03", "06", "07", STATE_LISTEN];
+    let members = process.stats()?;
+    let (mut inodes, mut unaccepted) = (HashSet::new(), 0);
+    for table in ["tcp", "tcp6"] {
+        let file = match File::open(format!("/proc/{}/net/{table}", process.pid())) {
+            Ok(file) => file,
+            Err(error) if is_gone(&error) => return Ok(0),
+            Err(error) => return Err(error),
+        };
+        for line in BufReader::new(file).lines().skip(1) {
+            let line = line?;
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let &[_, local, _, state, _, _, _, _, _, inode, ..] = fields.as_slice() else { continue };
+            let port = local.rsplit_once(':').and_then(|(_, digits)| u16::from_str_radix(digits, 16).ok());
+            if NOT_OPEN.contains(&state) || !port.is_some_and(|port| ports.contains(&port)) {
+                continue;
+            }
+            match inode.parse::<u64>() {
+                Ok(0) | Err(_) => unaccepted += 1,
+                Ok(inode) => drop(inodes.insert(inode)),
+            }
+        }
+    }
+    for member in members {
+        let own = match open_sockets(member.pid) {
+            Ok(own) => own,
+            Err(error) if is_gone(&error) => continue,
+            Err(error) => return Err(error),
+        };
+        unaccepted += own.into_iter().filter(|(_, inode)| inodes.remove(inode)).count() as u64;
+    }
+    Ok(unaccepted)
+}
+
 /// Duplicates those wanted sockets that this process has open, and takes them off the list.
 fn take_from(
     member: Stat,

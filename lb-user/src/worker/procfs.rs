@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
+use std::path::Path;
 
 /// What /proc/PID/stat says of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,8 +86,10 @@ impl Tree {
     }
 }
 
-/// Workers of these apps that no homing looks after any more: the ids of their first processes, and APP/N.
-pub fn leftovers(apps: &[&str]) -> Vec<(u32, String)> {
+/// Workers of these apps, with output in this directory, that no homing looks after any more: the ids of their first
+/// processes, and APP/N.
+pub fn leftovers(apps: &[&str], log_dir: &Path) -> Vec<(u32, String)> {
+    let Ok(log_dir) = log_dir.canonicalize() else { return Vec::new() };
     let all = all_processes().unwrap_or_default();
     let leads = |stat: &&Stat| stat.session == stat.pid && !stat.dead;
     all.values()
@@ -97,7 +100,10 @@ pub fn leftovers(apps: &[&str]) -> Vec<(u32, String)> {
             let id = variables.find_map(|variable| variable.strip_prefix(b"HOMING_WORKER="))?;
             let id = String::from_utf8_lossy(id).into_owned();
             let is_of_apps = id.split_once('/').is_some_and(|(app, _)| apps.contains(&app));
-            // Another homing's, with an app of the same name.
+            // Another homing may have an app of the same name.
+            let writes_here =
+                |fd| fs::read_link(format!("/proc/{}/fd/{fd}", stat.pid)).is_ok_and(|file| file.starts_with(&log_dir));
+            let is_of_apps = is_of_apps && (writes_here(1) || writes_here(2));
             let parent = fs::read(format!("/proc/{}/comm", stat.parent)).unwrap_or_default();
             (is_of_apps && parent != b"homing\n").then_some((stat.pid, id))
         })

@@ -228,8 +228,16 @@ fn check_directory(path: &Path) -> io::Result<()> {
     if fs::metadata(path)?.is_dir() { Ok(()) } else { Err(Errno::NOTDIR.into()) }
 }
 
+/// A disk that takes no file keeps no worker from running.
 fn open_log(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(LOG_MODE).open(path)
+    let opened = OpenOptions::new().append(true).create(true).mode(LOG_MODE).open(path);
+    match opened {
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOSPC | Errno::DQUOT | Errno::ROFS)) => {
+            tracing::warn!(path = %path.display(), %error, "no log file: what this worker writes is lost until it is started again");
+            OpenOptions::new().append(true).open("/dev/null")
+        }
+        opened => opened,
+    }
 }
 
 /// What a worker is told, and no more. homing's own environment may hold secrets that are not the app's.

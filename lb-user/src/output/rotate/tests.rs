@@ -41,9 +41,13 @@ fn lines(bytes: u64) -> String {
     text
 }
 
+fn look(path: &Path, limits: Limits, ground: Ground, now: SystemTime) -> io::Result<Option<Looked>> {
+    rotate(path, limits, ground, None, now, &GO)
+}
+
 /// Rotates until there is nothing to do.
 fn settle(path: &Path, limits: Limits, ground: Ground, now: SystemTime) {
-    while rotate(path, limits, ground, now, &GO).expect("rotated") {}
+    while look(path, limits, ground, now).expect("rotated").is_some_and(|looked| looked.again) {}
 }
 
 /// All that is kept, in order.
@@ -52,17 +56,21 @@ fn all(path: &Path) -> String {
     String::from_utf8(view.tail(u64::MAX / 4, Place::MIN).expect("readable")).expect("what was written")
 }
 
-fn room(dir: &Path) -> u64 {
-    fs::read_dir(dir).expect("readable").flatten().map(|entry| entry.metadata().expect("there").blocks() * 512).sum()
+/// What the files hold. Of a file with a hole its blocks tell; others may have blocks ahead of their end (xfs).
+fn room(dir: &Path, ground: Ground) -> u64 {
+    let files = fs::read_dir(dir).expect("readable").flatten().map(|entry| entry.metadata().expect("there"));
+    files.map(|file| if ground.way == Way::Punch { file.blocks() * 512 } else { file.len() }).sum()
 }
 
 #[test]
 fn what_is_small_and_young_is_left_alone() {
     for (dir, ground) in grounds() {
         let path = file(dir.path());
-        assert!(!rotate(&path, LIMITS, ground, SystemTime::now(), &GO).expect("no file, no trouble"));
+        assert_eq!(look(&path, LIMITS, ground, SystemTime::now()).expect("no file, no trouble"), None);
         write(&path, &lines(LIMITS.size_max - 20));
-        assert!(!rotate(&path, LIMITS, ground, SystemTime::now(), &GO).expect("looked at"));
+        let looked = look(&path, LIMITS, ground, SystemTime::now()).expect("looked at");
+        let end = fs::metadata(&path).expect("there").len().cast_signed();
+        assert_eq!(looked, Some(Looked { end, again: false }));
         assert_eq!(fs::read_dir(dir.path()).expect("readable").count(), 1);
     }
 }
@@ -76,7 +84,7 @@ fn a_large_file_becomes_old_ones_that_together_hold_every_byte_in_order() {
         settle(&path, LIMITS, ground, SystemTime::now());
         assert_eq!(all(&path), text, "{ground:?}");
         assert_eq!(fs::metadata(name::old(&path, 2)).expect("two old ones").len(), LIMITS.size_max);
-        assert!(room(dir.path()) <= LIMITS.size_max * 5);
+        assert!(room(dir.path(), ground) <= LIMITS.size_max * 5);
         if ground.way == Way::Collapse {
             assert!(fs::metadata(&path).expect("there").len() <= LIMITS.size_max);
         }
@@ -104,7 +112,7 @@ fn no_more_than_the_limits_is_kept_and_it_is_the_newest() {
                     "{}",
                     kept.len()
                 );
-                assert!(room(dir.path()) <= LIMITS.size_max * u64::from(keep + 2), "{ground:?}, keep {keep}");
+                assert!(room(dir.path(), ground) <= LIMITS.size_max * u64::from(keep + 2), "{ground:?}, keep {keep}");
             }
             let old = (1..10).take_while(|&age| name::old(&path, age).exists()).count();
             assert_eq!(old, keep as usize);
@@ -125,7 +133,7 @@ fn a_worker_that_writes_all_the_while_loses_nothing_and_neither_does_who_reads_a
         let mut buffer = vec![0; 10_000];
         loop {
             let ended = worker.try_wait().expect("a child").is_some();
-            rotate(&path, limits, ground, SystemTime::now(), &GO).expect("rotated");
+            look(&path, limits, ground, SystemTime::now()).expect("rotated");
             if let Some(view) = View::open(&path).expect("readable") {
                 let read = view.read(followed.len() as Place, &mut buffer).expect("readable");
                 followed.extend_from_slice(&buffer[..read]);
@@ -138,6 +146,37 @@ fn a_worker_that_writes_all_the_while_loses_nothing_and_neither_does_who_reads_a
         assert!(all(&path) == expected, "{ground:?}: what is kept is not what was written");
         assert!(String::from_utf8(followed).expect("lines") == expected, "{ground:?}: what was followed is not");
         assert!(name::old(&path, 10).exists(), "it was rotated all the while");
+    }
+}
+
+#[test]
+fn while_a_worker_writes_faster_than_can_be_copied_its_file_alone_holds_what_is_kept() {
+    for (dir, ground) in grounds() {
+        let path = file(dir.path());
+        let mut text = lines(LIMITS.size_max * 4);
+        write(&path, &text);
+        settle(&path, LIMITS, ground, SystemTime::now());
+        assert!(name::old(&path, 3).exists());
+        let mut seen = None;
+        for _ in 0..10 {
+            let more = lines(LIMITS.size_max * 3 / 2);
+            write(&path, &more);
+            text.push_str(&more);
+            let looked = rotate(&path, LIMITS, ground, seen.or(Some(0)), SystemTime::now(), &GO).expect("looked at");
+            let looked = looked.expect("there");
+            assert!(looked.again, "it goes on being looked at");
+            seen = Some(looked.end);
+            assert!(!name::part(&path).exists() && text.ends_with(&all(&path)));
+            assert!(
+                room(dir.path(), ground) <= LIMITS.size_max * u64::from(LIMITS.keep + 2),
+                "{}",
+                room(dir.path(), ground)
+            );
+        }
+        assert!(!name::old(&path, 1).exists());
+        settle(&path, LIMITS, ground, SystemTime::now());
+        assert!(text.ends_with(&all(&path)) && all(&path).len() as u64 >= LIMITS.size_max * 3);
+        assert!(name::old(&path, 2).exists());
     }
 }
 
@@ -181,7 +220,7 @@ fn what_was_half_copied_is_begun_anew_and_a_stop_leaves_the_file_whole() {
     let text = lines(LIMITS.size_max * 2);
     write(&path, &text);
     fs::write(name::part(&path), "half").expect("written");
-    let stopped = rotate(&path, LIMITS, ground, SystemTime::now(), &AtomicBool::new(true));
+    let stopped = rotate(&path, LIMITS, ground, None, SystemTime::now(), &AtomicBool::new(true));
     assert_eq!(stopped.expect_err("homing ends").kind(), io::ErrorKind::Interrupted);
     assert_eq!((all(&path), name::part(&path).exists()), (text.clone(), false));
     settle(&path, LIMITS, ground, SystemTime::now());
@@ -189,15 +228,89 @@ fn what_was_half_copied_is_begun_anew_and_a_stop_leaves_the_file_whole() {
 }
 
 #[test]
+fn a_cut_that_a_killed_homing_left_undone_is_done_and_nothing_is_there_twice() {
+    for (dir, ground) in grounds().into_iter().filter(|(_, ground)| ground.has_attributes) {
+        let path = file(dir.path());
+        let mut text = lines(LIMITS.size_max * 2);
+        write(&path, &text);
+        settle(&path, LIMITS, ground, SystemTime::now());
+        write(&path, &text);
+        text.push_str(&text.clone());
+        // As far as a rotation comes before its cut.
+        let live = Live::open(&path, OpenOptions::new().read(true)).expect("readable").expect("there");
+        copy(&live, &name::part(&path), LIMITS.size_max, true, &GO).expect("copied");
+        move_up(&path, &name::part(&path), LIMITS.keep).expect("moved");
+        drop(live);
+        assert_eq!(all(&path), text, "who reads in between sees nothing twice, {ground:?}");
+        write(&path, "and on\n");
+        text.push_str("and on\n");
+        settle(&path, Limits { keep: 5, ..LIMITS }, ground, SystemTime::now());
+        assert_eq!(all(&path), text, "{ground:?}");
+    }
+}
+
+#[test]
+fn a_gap_among_old_files_that_a_killed_homing_left_is_filled() {
+    for (dir, ground) in grounds() {
+        let path = file(dir.path());
+        let limits = Limits { keep: 9, ..LIMITS };
+        let text = lines(LIMITS.size_max * 3);
+        write(&path, &text);
+        settle(&path, limits, ground, SystemTime::now());
+        let oldest = (1..).take_while(|&age| name::old(&path, age).exists()).last().expect("an old file");
+        fs::rename(name::old(&path, oldest), name::old(&path, oldest + 1)).expect("moved up, and then it was killed");
+        write(&path, &lines(LIMITS.size_max));
+        settle(&path, limits, ground, SystemTime::now());
+        assert!(all(&path).starts_with(&text), "{ground:?}");
+    }
+}
+
+#[test]
+fn wherever_homing_is_killed_during_a_cut_every_byte_is_there_once() {
+    for (dir, ground) in grounds().into_iter().filter(|(_, ground)| ground.way == Way::Collapse) {
+        let length = LIMITS.size_max;
+        for steps in 0..=3 {
+            let path = name::live(dir.path(), "sales", steps);
+            let mut text = lines(length * 2);
+            write(&path, &text);
+            let mut live =
+                Live::open(&path, OpenOptions::new().read(true).write(true)).expect("readable").expect("there");
+            copy(&live, &name::part(&path), length, true, &GO).expect("copied");
+            move_up(&path, &name::part(&path), LIMITS.keep).expect("moved");
+            // As `cut` does it, step by step.
+            let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            if steps > 0 {
+                rustix::fs::fallocate(&live.file, punch, 0, length).expect("punched");
+            }
+            if steps > 1 {
+                Cut { bytes: length, at: 1, under_way: length }.write(&live.file).expect("written");
+            }
+            if steps > 2 {
+                rustix::fs::fallocate(&live.file, FallocateFlags::COLLAPSE_RANGE, 0, length).expect("collapsed");
+            }
+            live.look().expect("readable");
+            assert_eq!(all(&path), text, "killed after step {steps}");
+            // Far more than was cut, so that the size tells nothing.
+            write(&path, &text);
+            text.push_str(&text.clone());
+            assert_eq!(all(&path), text, "killed after step {steps}");
+            settle(&path, Limits { keep: 9, ..LIMITS }, ground, SystemTime::now());
+            assert_eq!(all(&path), text, "killed after step {steps}, then rotated");
+            assert!(fs::metadata(&path).expect("there").len() <= length, "killed after step {steps}: no hole is left");
+        }
+    }
+}
+
+#[test]
 fn a_pipe_or_a_link_in_its_place_is_an_error_and_not_waited_for() {
     let (dir, ground) = grounds().remove(0);
     let path = file(dir.path());
     std::os::unix::fs::symlink("/dev/zero", &path).expect("linked");
-    rotate(&path, LIMITS, ground, SystemTime::now(), &GO).expect_err("a link");
+    look(&path, LIMITS, ground, SystemTime::now()).expect_err("a link");
     fs::remove_file(&path).expect("removed");
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
     rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).expect("a pipe");
-    rotate(&path, LIMITS, ground, SystemTime::now(), &GO).expect_err("a pipe");
+    look(&path, LIMITS, ground, SystemTime::now()).expect_err("a pipe");
 }
 
 #[test]

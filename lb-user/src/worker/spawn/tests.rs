@@ -276,3 +276,18 @@ async fn homing_keeps_no_copy_of_a_socket_that_it_passed() {
     process.exited().await;
     assert!(!address.is_listening(), "with the worker its socket is gone");
 }
+
+#[tokio::test]
+async fn a_worker_that_nobody_looks_after_is_found_by_its_app() {
+    let folder = folder();
+    let mut spec = spec(folder.path(), &["sleep", "1000"]);
+    spec.app = format!("left-{}", std::process::id());
+    let process = Process::new(spawn(&spec, None).expect("it starts")).expect("it is watched");
+    let found = crate::worker::leftovers(&["other", &spec.app], folder.path());
+    assert_eq!(found, [(process.pid(), format!("{}/2", spec.app))]);
+    assert_eq!(crate::worker::leftovers(&["other"], folder.path()), []);
+    assert_eq!(crate::worker::leftovers(&[&spec.app], Path::new("/var/empty")), []);
+    process.kill_tree(crate::worker::Signal::KILL).expect("killed");
+    process.exited().await;
+    assert_eq!(crate::worker::leftovers(&[&spec.app], folder.path()), []);
+}
