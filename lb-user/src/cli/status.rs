@@ -85,8 +85,12 @@ fn render_app(out: &mut String, app: &AppStatus, now: u64) {
     let _ = writeln!(out, "\n{}  {}  {}", app.name, app.state, app.listen.join(" "));
     let _ = writeln!(
         out,
-        "  affinity {}, path {}; {} clients, {} connections, {} requests held",
-        app.affinity, app.path, app.clients, app.connections, app.queued
+        "  affinity {}, path {}; {}, {}, {} held",
+        app.affinity,
+        app.path,
+        count(app.clients, "client"),
+        count(app.connections, "connection"),
+        count(app.queued, "request")
     );
     if app.promoted_addresses > 0 {
         let _ = writeln!(
@@ -156,6 +160,10 @@ fn span(seconds: u64) -> String {
         3_600..86_400 => format!("{} h {} m", seconds / 3_600, seconds / 60 % 60),
         _ => format!("{} d {} h", seconds / 86_400, seconds / 3_600 % 24),
     }
+}
+
+fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

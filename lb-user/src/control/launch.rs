@@ -114,6 +114,8 @@ impl Running {
             app: app.name.clone(),
             number: worker.number,
             place: worker.place,
+            drained: worker.drained,
+            draining: !matches!(worker.phase, super::Phase::Starting { .. } | super::Phase::Ready),
             backend: backend.0,
             pid: self.pid(),
             start_time: self.process.start_time(),

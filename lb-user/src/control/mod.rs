@@ -42,8 +42,7 @@ use lb_common::abi::BackendId;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A worker of an earlier run still lives, or a remote host had this id then. Before [`Event::Boot`].
-    /// `place`: its place on the ring, 0 where that is not known. `current`: it is what would be started now.
-    Adopted { app: usize, number: u32, backend: BackendId, place: u64, current: bool },
+    Adopted { app: usize, number: u32, backend: BackendId, as_it_was: AsItWas },
     /// All that could be adopted is: start what is missing.
     Boot,
     /// The worker accepts connections.
@@ -81,6 +80,19 @@ pub enum Event {
     Stop { now: bool },
     /// Time has passed.
     Tick,
+}
+
+/// What the next run knows of a worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct AsItWas {
+    /// Its place on the ring; 0 where that is not known.
+    pub place: u64,
+    /// Another command, or anything else that it was given, would be started now.
+    pub outdated: bool,
+    /// By an operator.
+    pub drained: bool,
+    /// It takes no new clients, for whatever reason.
+    pub draining: bool,
 }
 
 /// What is to be done, in this order.

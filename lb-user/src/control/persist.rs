@@ -43,6 +43,11 @@ pub struct SavedWorker {
     /// What places it on the ring; 0 where an earlier homing did not say.
     #[serde(default)]
     pub place: u64,
+    /// It keeps its clients and takes no others: because an operator drained it, or for another reason.
+    #[serde(default)]
+    pub drained: bool,
+    #[serde(default)]
+    pub draining: bool,
     pub backend: u32,
     pub pid: u32,
     /// Field 22 of /proc/PID/stat: with the pid, the process and no other.
@@ -141,6 +146,8 @@ pub(super) mod tests {
             app: "sales".into(),
             number: 2,
             place: 3,
+            drained: false,
+            draining: true,
             backend: BackendId::new(2, 7).0,
             pid: 4242,
             start_time: 99,

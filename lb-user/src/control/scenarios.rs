@@ -10,7 +10,7 @@ use lb_common::abi::BackendId;
 use proptest::prelude::*;
 
 use super::state::{AppSpec, Phase, Remote, State};
-use super::{Effect, Event, Moment, Severity, Signal, step};
+use super::{AsItWas, Effect, Event, Moment, Severity, Signal, step};
 
 const START: Duration = Duration::from_secs(60);
 const DRAIN: Duration = Duration::from_secs(600);
@@ -285,7 +285,7 @@ fn stop_now_ends_everything_at_once_also_what_is_only_starting() {
 fn an_adopted_worker_keeps_its_id_and_only_the_missing_ones_are_started() {
     let mut control = Control::new(2, 2);
     let adopted = BackendId::new(1, 7);
-    control.event(Event::Adopted { app: 0, number: 1, backend: adopted, place: 0, current: true });
+    control.event(Event::Adopted { app: 0, number: 1, backend: adopted, as_it_was: AsItWas::default() });
     control.event(Event::Boot);
     assert_eq!(control.backend(1), adopted);
     assert_eq!(control.spawned(), [BackendId::new(0, 1)]);

@@ -7,7 +7,7 @@ use lb_common::abi::{BackendId, Slot};
 use lb_common::maglev;
 
 use super::state::{After, App, AppSpec, Phase, State, Worker};
-use super::{Effect, Event, Moment, Severity, Signal, change, schedule};
+use super::{AsItWas, Effect, Event, Moment, Severity, Signal, change, schedule};
 
 /// A worker that was ready for this long counts as steady: its next crash is its first.
 const STEADY: Duration = Duration::from_secs(30);
@@ -30,17 +30,22 @@ pub fn step(mut state: State, event: Event, now: Moment) -> (State, Vec<Effect>)
     let mut effects = Vec::new();
     let out = &mut effects;
     match event {
-        Event::Adopted { app, number, backend, place, current } => {
+        Event::Adopted { app, number, backend, as_it_was } => {
             adopted(&mut state, app, number, backend, now, out);
             let it = &mut state.apps[app];
-            if !current {
+            let AsItWas { place, outdated, drained, draining } = as_it_was;
+            if outdated {
                 it.restarting = Some(1);
             }
-            let revision = if current { it.revision } else { it.revision.wrapping_sub(1) };
+            let revision = if outdated { it.revision.wrapping_sub(1) } else { it.revision };
+            let deadline = now + it.spec.drain;
             let worker = it.process(number);
-            worker.revision = revision;
+            (worker.revision, worker.drained) = (revision, drained);
             if place != 0 {
                 worker.place = place;
+            }
+            if drained || draining {
+                worker.enter(Phase::Draining { deadline, idle: false }, now);
             }
         }
         Event::Boot => {

@@ -4,12 +4,12 @@ use std::path::Path;
 
 use lb_common::abi::{BackendId, Slot};
 
-use super::Event;
 use super::persist::{Refusal, Saved, SavedRemote, SavedWorker};
 use super::remotes;
 use super::runner::Runner;
 use super::saver::Found;
 use super::state::{Kind, Worker};
+use super::{AsItWas, Event};
 use crate::{output, worker};
 
 impl Runner {
@@ -49,8 +49,9 @@ impl Runner {
                     adopted.push(backend);
                     let app = wanted.expect("only wanted workers are adopted");
                     let current = self.config.apps[app].command == worker.command;
-                    let &SavedWorker { number, place, .. } = worker;
-                    self.happen(Event::Adopted { app, number, backend, place, current });
+                    let &SavedWorker { number, place, drained, draining, .. } = worker;
+                    let as_it_was = AsItWas { place, outdated: !current, drained, draining };
+                    self.happen(Event::Adopted { app, number, backend, as_it_was });
                 }
                 None => {
                     let log = self.launcher.log_file(&worker.app, worker.number);
@@ -72,7 +73,7 @@ impl Runner {
             if let Some((app, number)) = place {
                 let backend = BackendId(remote.backend);
                 adopted.push(backend);
-                self.happen(Event::Adopted { app, number, backend, place: 0, current: true });
+                self.happen(Event::Adopted { app, number, backend, as_it_was: AsItWas::default() });
             }
         }
         self.table("forget the last run's workers", |datapath| datapath.retire_others(&adopted));

@@ -132,6 +132,21 @@ fn reload_adds_removes_and_changes_apps_and_leaves_the_others_as_they_are() {
 }
 
 #[test]
+fn a_worker_that_was_draining_when_homing_ended_is_adopted_draining() {
+    let mut control = Control::new(1, 2);
+    let (old, new) = (BackendId::new(0, 3), BackendId::new(1, 3));
+    let as_it_was = AsItWas { place: 1, draining: true, ..AsItWas::default() };
+    control.event(Event::Adopted { app: 0, number: 0, backend: old, as_it_was });
+    let as_it_was = AsItWas { place: 1, ..AsItWas::default() };
+    control.event(Event::Adopted { app: 0, number: 1, backend: new, as_it_was });
+    control.event(Event::Boot);
+    assert_eq!((control.slots_of(old), control.slots_of(new)), (0, 509), "its successor has its place");
+    assert_eq!(control.spawned(), [], "and nobody is missing");
+    control.load(&[(old, 1), (new, 1)]);
+    assert!(matches!(control.phase(0), Phase::Draining { .. }));
+}
+
+#[test]
 fn a_remote_host_that_is_added_or_leaves_is_asked_or_not_asked_any_more() {
     let host = |name| Remote { name, weight: 1 };
     let with = |hosts: &[u64]| AppSpec { remotes: hosts.iter().map(|&name| host(name)).collect(), ..spec(0, 0, 1) };
