@@ -1,4 +1,4 @@
-//! The Shiny app of config/shiny-python.toml under a homing of the test's own, and its clients.
+//! The Shiny apps of config/shiny-python.toml and config/shiny-r.toml under a homing of the test's own, and their clients.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -28,6 +28,21 @@ pub fn start(affinity: &str, listens: &str) -> (Homing, SocketAddr) {
         .replace("apps/shiny-python", &app.display().to_string())
         .replace("../../../target/venv/shiny-python", &venv)
         .replace(ON_PORTS, listens);
+    let homing = Homing::start(&config);
+    homing.wait_for_workers(0, 4);
+    (homing, listen)
+}
+
+/// The same app in R; its listen address and affinity replaced.
+pub fn start_r(affinity: &str) -> (Homing, SocketAddr) {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let listen = free_address();
+    let config = std::fs::read_to_string(root.join("config/shiny-r.toml")).expect("the example is there");
+    let app = root.join("config/apps/shiny-r").canonicalize().expect("the app is there");
+    let config = config
+        .replace("0.0.0.0:8080", &listen.to_string())
+        .replace("affinity  = \"ip\"", &format!("affinity = \"{affinity}\""))
+        .replace("apps/shiny-r", &app.display().to_string());
     let homing = Homing::start(&config);
     homing.wait_for_workers(0, 4);
     (homing, listen)

@@ -33,6 +33,27 @@ async fn fifty_users_behind_one_address_are_spread_by_cookie_and_keep_their_shin
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn fifty_addresses_keep_their_session_of_an_app_in_r_on_the_kernel_path() {
+    let (homing, target) = shiny::start_r("ip");
+    let outcomes = all(by_address(target, Dialect::Shiny)).await;
+    assert_eq!(spread(&outcomes).len(), 4, "every worker has some of the clients");
+    assert_eq!(homing.status()["counters"]["http_requests"], 0, "no request passed through homing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_users_behind_one_address_keep_their_session_of_an_app_in_r_by_cookie() {
+    let (_homing, target) = shiny::start_r("cookie");
+    assert_eq!(spread(&all(by_cookie(target, Dialect::Shiny)).await).len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_of_an_app_in_r_passes_its_sticky_test_in_a_browser() {
+    let (_homing, target) = shiny::start_r("ip");
+    let seen = Browser::start().await.sticky_page(&format!("http://{target}/")).await;
+    assert_eq!((seen.ok, seen.failed), (100, 0), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_affinity_the_same_test_fails() {
     let (homing, _) = shiny("ip");
     let target = round_robin::start(homing.worker_addresses(0)).await;

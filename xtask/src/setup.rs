@@ -30,6 +30,7 @@ pub fn setup(options: &Options) -> anyhow::Result<()> {
     }
     if options.apps {
         shiny_venv()?;
+        shiny_r()?;
     }
     println!("Nothing is missing.");
     Ok(())
@@ -112,6 +113,15 @@ pub fn browser() -> anyhow::Result<()> {
         return Ok(());
     }
     step("a browser, for the tests of real pages", || apt(&["chromium", "chromium-driver"]))
+}
+
+/// R with Shiny, as Debian has it.
+pub fn shiny_r() -> anyhow::Result<()> {
+    let loads = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+    if has("Rscript") && loads(Command::new("Rscript").args(["-e", "library(shiny)"])) {
+        return Ok(());
+    }
+    step("R with Shiny, for the tests of an app in R", || apt(&["r-cran-shiny"]))
 }
 
 /// Where the example's Shiny lives.

@@ -83,6 +83,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
         if name == "apps" {
             setup::browser()?;
             setup::shiny_venv()?;
+            setup::shiny_r()?;
         }
         let arguments = files.iter().flat_map(|file| ["--test", file]);
         let arguments: Vec<&str> =
