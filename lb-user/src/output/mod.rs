@@ -1,7 +1,7 @@
 //! What workers write: one file each, which the worker itself appends to, and old files beside it.
 //!
 //! Workers' output is one stream of bytes; a file holds a stretch of it. A place in the stream stays the same when the
-//! stretch that holds it moves from the worker's file to an old one (docs/decisions/0007).
+//! stretch that holds it moves from the worker's file to an old one (docs/decisions/0009).
 
 mod keeper;
 pub mod last;
