@@ -129,7 +129,8 @@ async fn a_connection_that_dies_with_the_worker_is_no_proof_for_a_passed_socket(
     .await
     .expect("no panic; the socket is closed");
     let error = probe.await.expect("no panic").expect_err("nobody ever had it");
-    assert!(matches!(error, NotReady::Closed { .. }), "{error}");
+    // It may die before it was told to be over, too.
+    assert!(matches!(error, NotReady::Closed { .. } | NotReady::Connect { .. }), "{error}");
 }
 
 #[tokio::test]
