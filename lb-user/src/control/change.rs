@@ -47,6 +47,9 @@ pub(super) fn drain(state: &mut State, app: usize, number: Option<u32>, now: Mom
 
 pub(super) fn undrain(state: &mut State, app: usize, number: Option<u32>, now: Moment, effects: &mut Vec<Effect>) {
     let it = &mut state.apps[app];
+    if state.stopping || it.removed {
+        return;
+    }
     let numbers: Vec<u32> = it.workers.iter().map(|worker| worker.number).collect();
     for number in numbers.into_iter().filter(|&own| number.is_none_or(|number| number == own)) {
         // Its successor may have it.
@@ -213,6 +216,8 @@ fn end_workers(app: &mut App, at_once: bool, now: Moment, effects: &mut Vec<Effe
             Phase::Draining { idle: true, .. } if !at_once => {
                 worker.enter(Phase::Draining { deadline, idle: false }, now);
             }
+            // Who is under way to it is served, but does not bring it back.
+            Phase::Leaving { until, idle: true } if !at_once => worker.phase = Phase::Leaving { until, idle: false },
             Phase::Ready | Phase::Starting { .. } => worker.end(After::Stop, grace, now, effects),
             Phase::Draining { .. } | Phase::Leaving { .. } if at_once => worker.end(After::Stop, grace, now, effects),
             Phase::Queued | Phase::Backoff { .. } | Phase::Failed { .. } => worker.enter(Phase::Stopped, now),

@@ -136,6 +136,24 @@ fn a_connection_that_races_the_end_of_an_idle_worker_keeps_it() {
 }
 
 #[test]
+fn a_stop_while_an_idle_worker_is_being_left_ends_even_if_a_connection_was_under_way_to_it() {
+    let idle = Duration::from_secs(60);
+    let mut control = app(0, 1, |spec| spec.idle = Some(idle));
+    control.event(Event::Demand { app: 0 });
+    control.ready_all();
+    let backend = control.backend(0);
+    control.after(idle);
+    control.load(&[(backend, 0)]);
+    assert!(matches!(control.phase(0), Phase::Leaving { .. }));
+    control.event(Event::Stop { now: false });
+    control.load(&[(backend, 1)]);
+    control.after(Duration::from_secs(1));
+    assert!(matches!(control.phase(0), Phase::Draining { .. }), "it serves that one, and does not come back");
+    control.load(&[(backend, 0)]);
+    assert!(control.crash(backend).contains(&Effect::Exit));
+}
+
+#[test]
 fn idle_workers_are_ended_down_to_the_minimum_the_last_ones_first() {
     let idle = Duration::from_secs(60);
     let mut control = app(1, 4, |spec| spec.idle = Some(idle));
