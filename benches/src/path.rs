@@ -69,7 +69,7 @@ impl Homing {
             format!(
                 "[[app]]\nname = \"{name}\"\nlisten = [\"{listen}\"]\naffinity = \"{affinity}\"\n\
                  command = [{:?}, \"demo-worker\", \"--port\", \"{{port}}\"]\n\
-                 [app.workers]\nmin = 1\nmax = 1\n[app.timeouts]\ndrain = \"0s\"\n[app.health]\npath = \"{ROUTE}\"\n",
+                 [app.workers]\nmin = 1\nmax = 1\nmax_connections = 100000\n[app.timeouts]\ndrain = \"0s\"\n[app.health]\npath = \"{ROUTE}\"\n",
                 binary.display().to_string()
             )
         };
