@@ -11,7 +11,6 @@ mod listen;
 mod output;
 mod protect;
 mod reader;
-mod size;
 mod value;
 
 use std::fs::File;

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::User;
-use toml::de::DeValue;
 
 use super::backends;
 use super::command;
@@ -104,7 +103,7 @@ impl<'b> Apps<'b> {
             command,
             listens_on: entrance::listens_on(table),
             directory: directory.unwrap_or_else(|| self.base.to_owned()),
-            user: table.parsed("user", user).map(|given| given.value),
+            user: table.parsed("user", |name| value::account(name, "user", User::from_name)).map(|given| given.value),
             env,
             isolation: isolation::isolation(table),
             timeouts: table.table("timeouts").map_or(DEFAULT_TIMEOUTS, |table| timeouts(&table)),
@@ -194,17 +193,6 @@ fn directory(table: &Table<'_>, base: &Path) -> Option<PathBuf> {
     table.parsed("directory", parse).map(|given| given.value)
 }
 
-fn user(name: &str) -> Result<String, String> {
-    if name.is_empty() || name.contains('\0') {
-        return Err("must be the name of a user".to_owned());
-    }
-    match User::from_name(name) {
-        Ok(None) => Err(format!("`{}` is not on this machine; create that user, or correct the name", shown(name))),
-        // When the user database cannot be asked, starting the worker will tell.
-        Ok(Some(_)) | Err(_) => Ok(name.to_owned()),
-    }
-}
-
 fn workers(table: &Table<'_>) -> Workers {
     table.know(&["min", "max", "max_connections", "load_factor", "memory_max", "cpu_weight"], &[]);
     let min = table.number("min", 0, WORKERS_MAX);
@@ -254,12 +242,7 @@ fn timeouts(table: &Table<'_>) -> Timeouts {
 
 /// `None` where it is not given, or wrong.
 fn duration(table: &Table<'_>, key: &str, min: Duration, max: Duration) -> Option<Duration> {
-    if let Some(DeValue::Integer(digits)) = table.value(key).map(|value| value.get_ref()) {
-        let span = table.value(key).map_or(0..0, |value| value.span());
-        table.wrong(span, format!("`{key}` needs a unit; write \"{digits}s\" for seconds (or ms, m, h, d)"));
-        return None;
-    }
-    table.parsed(key, |text| value::duration(text, min, max)).map(|given| given.value)
+    table.amount(key, |text| value::duration(text, min, max)).map(|given| given.value)
 }
 
 fn health(app: &Table<'_>) -> Health {

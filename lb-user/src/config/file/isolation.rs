@@ -3,20 +3,19 @@
 use std::ops::RangeInclusive;
 
 use nix::unistd::Group;
-use toml::de::DeValue;
 
-use super::reader::{Table, kind, shown};
-use super::value;
+use super::reader::{Table, shown};
+use super::value::{self, Sizes};
 use crate::config::isolation::{Isolation, Limits, StopSignal};
 
 /// Below that no interpreter starts.
-const MEMORY: RangeInclusive<u64> = (4 << 20)..=(64 << 40);
+const MEMORY: Sizes = Sizes { least: "4 MiB", most: "64 TiB", units: "GiB, TiB, KiB, B" };
 const CPU_WEIGHT_MAX: u32 = 10_000;
 /// Standard streams, a log, a listener and a few libraries; and the kernel's own bound (fs.nr_open) as it comes.
 const OPEN_FILES: RangeInclusive<u32> = 16..=1_048_576;
 /// The largest number of processes that Linux has ids for.
 const PROCESSES_MAX: u32 = 4_194_304;
-const CORE: RangeInclusive<u64> = 0..=(64 << 40);
+const CORE: Sizes = Sizes { least: "0", ..MEMORY };
 
 pub(super) fn isolation(app: &Table<'_>) -> Isolation {
     let default = Isolation::default();
@@ -27,10 +26,10 @@ pub(super) fn isolation(app: &Table<'_>) -> Isolation {
     let weight = workers.as_ref().and_then(|workers| workers.number("cpu_weight", 1, CPU_WEIGHT_MAX));
     let memory = workers.and_then(|workers| workers.parsed("memory_max", |text| value::size(text, &MEMORY)));
     Isolation {
-        group: app.parsed("group", group).map(|given| given.value),
+        group: app.parsed("group", |name| value::account(name, "group", Group::from_name)).map(|given| given.value),
         umask: app.parsed("umask", umask).map_or(default.umask, |given| given.value),
         limits: app.table("limits").map_or(default.limits, |table| limits(&table, default.limits)),
-        no_new_privileges: flag(app, "no_new_privileges").unwrap_or(default.no_new_privileges),
+        no_new_privileges: app.flag("no_new_privileges").map_or(default.no_new_privileges, |given| given.value),
         stop_signal: stop_signal.map_or(default.stop_signal, |given| given.value),
         memory_max: memory.map(|given| given.value),
         cpu_weight: weight.map(|given| given.value),
@@ -47,17 +46,6 @@ fn limits(table: &Table<'_>, default: Limits) -> Limits {
     }
 }
 
-fn group(name: &str) -> Result<String, String> {
-    if name.is_empty() || name.contains('\0') {
-        return Err("must be the name of a group".to_owned());
-    }
-    match Group::from_name(name) {
-        Ok(None) => Err(format!("`{}` is not on this machine; create that group, or correct the name", shown(name))),
-        // When the group database cannot be asked, starting the worker will tell.
-        Ok(Some(_)) | Err(_) => Ok(name.to_owned()),
-    }
-}
-
 fn umask(text: &str) -> Result<u32, String> {
     let is_octal = (3..=4).contains(&text.len()) && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
     match u32::from_str_radix(text, 8) {
@@ -66,16 +54,5 @@ fn umask(text: &str) -> Result<u32, String> {
             "must be three octal digits, with a leading 0 or without, such as \"0027\", not `{}`",
             shown(text)
         )),
-    }
-}
-
-fn flag(table: &Table<'_>, key: &str) -> Option<bool> {
-    let value = table.value(key)?;
-    match value.get_ref() {
-        DeValue::Boolean(value) => Some(*value),
-        other => {
-            table.wrong(value.span(), format!("`{key}` must be true or false, not {}", kind(other)));
-            None
-        }
     }
 }

@@ -2,16 +2,13 @@
 
 use std::time::Duration;
 
-use toml::de::DeValue;
-
 use super::reader::Table;
-use super::{size, value};
+use super::value::{self, Sizes};
 use crate::output::Limits;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// A file is made shorter by whole blocks of its file system, so that much less makes no sense.
-const SIZE_MIN: u64 = 64 << 10;
-const SIZE_MAX: u64 = 64 << 30;
+const SIZE: Sizes = Sizes { least: "64KiB", most: "64GiB", units: "B, KiB, GiB, KB, MB, GB" };
 const AGE_MIN: Duration = Duration::from_secs(60);
 const AGE_MAX: Duration = DAY.saturating_mul(3650);
 const KEEP_MAX: u32 = 1_000;
@@ -19,23 +16,12 @@ const KEEP_MAX: u32 = 1_000;
 pub const DEFAULT: Limits = Limits { size_max: 64 << 20, age_max: DAY.saturating_mul(7), keep: 5 };
 
 pub(super) fn limits(table: &Table<'_>) -> Limits {
-    let number_without_unit = |key: &str| {
-        let value = table.value(key)?;
-        match value.get_ref() {
-            DeValue::Integer(digits) => Some((value.span(), digits.to_string())),
-            _ => None,
-        }
+    let age = |text: &str| match text.parse::<u64>() {
+        Ok(days) => Err(format!("needs a unit; write \"{days}d\" for days (or s, m, h)")),
+        Err(_) => value::duration(text, AGE_MIN, AGE_MAX),
     };
-    if let Some((span, digits)) = number_without_unit("log_max_size") {
-        table.wrong(span, format!("`log_max_size` needs a unit; write \"{digits}MiB\" (or B, KiB, GiB, KB, MB, GB)"));
-        return DEFAULT;
-    }
-    if let Some((span, digits)) = number_without_unit("log_max_age") {
-        table.wrong(span, format!("`log_max_age` needs a unit; write \"{digits}d\" for days (or s, m, h)"));
-        return DEFAULT;
-    }
-    let size = table.parsed("log_max_size", |text| size::bytes(text, SIZE_MIN, SIZE_MAX));
-    let age = table.parsed("log_max_age", |text| value::duration(text, AGE_MIN, AGE_MAX));
+    let size = table.amount("log_max_size", |text| value::size(text, &SIZE));
+    let age = table.amount("log_max_age", age);
     let keep = table.number("log_keep", 0, KEEP_MAX);
     Limits {
         size_max: size.map_or(DEFAULT.size_max, |given| given.value),

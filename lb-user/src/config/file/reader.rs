@@ -121,13 +121,21 @@ impl<'a> Table<'a> {
 
     /// A string, to be understood by `parse`, whose complaint is put after the key.
     pub(super) fn parsed<T>(&self, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<Given<T>> {
+        self.understood(key, |value| parse(text(value)?))
+    }
+
+    /// As [`Self::parsed`], for what has a unit: of a bare number, too, `parse` says which one it lacks.
+    pub(super) fn amount<T>(&self, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<Given<T>> {
+        self.understood(key, |value| match value {
+            DeValue::Integer(digits) => parse(&digits.to_string()),
+            other => parse(text(other)?),
+        })
+    }
+
+    fn understood<T>(&self, key: &str, understand: impl FnOnce(&DeValue<'_>) -> Result<T, String>) -> Option<Given<T>> {
         let value = self.value(key)?;
         let span = value.span();
-        let outcome = match value.get_ref() {
-            DeValue::String(text) => parse(text),
-            other => Err(format!("must be a string in quotes, not {}", kind(other))),
-        };
-        match outcome {
+        match understand(value.get_ref()) {
             Ok(value) => Some(Given { value, span }),
             Err(message) => {
                 self.wrong(span, format!("`{key}` {message}"));
@@ -170,15 +178,10 @@ impl<'a> Table<'a> {
 
     /// True or false.
     pub(super) fn flag(&self, key: &str) -> Option<Given<bool>> {
-        let value = self.value(key)?;
-        let span = value.span();
-        match value.get_ref() {
-            DeValue::Boolean(value) => Some(Given { value: *value, span }),
-            other => {
-                self.wrong(span, format!("`{key}` must be true or false, not {}", kind(other)));
-                None
-            }
-        }
+        self.understood(key, |value| match value {
+            DeValue::Boolean(value) => Ok(*value),
+            other => Err(format!("must be true or false, not {}", kind(other))),
+        })
     }
 
     /// A whole number from `min` to `max`.
@@ -212,6 +215,13 @@ impl<'a> Table<'a> {
             self.wrong(value.span(), format!("`{key}` must be a number from 0 to 1, such as 0.05"));
         }
         given
+    }
+}
+
+fn text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, String> {
+    match value {
+        DeValue::String(text) => Ok(text),
+        other => Err(format!("must be a string in quotes, not {}", kind(other))),
     }
 }
 
