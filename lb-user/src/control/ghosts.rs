@@ -1,5 +1,6 @@
-//! Connections that the kernel counts and that are gone: the end of some is not told to the state hook (a few in ten thousand
-//! under load, on Linux 6.18; all that ended between two homings of different versions). A worker must not wait for them.
+//! Connections that the kernel counts and that are gone: their end was not told to the state hook. So it is for all that ended
+//! between two homings of different versions, and on guest kernels that run no tracing program while their own agent is
+//! what was interrupted (docs/ARCHITECTURE.md, "The kernel path"). A worker must not wait for them.
 
 use std::collections::HashMap;
 
