@@ -69,6 +69,8 @@ pub enum Order {
     },
     /// Read the configuration again.
     Reload,
+    /// Seal cookies with a fresh key.
+    RotateKeys,
 }
 
 /// Binds the socket, mode 0600. A socket that a dead homing left is replaced; one that answers is not.

@@ -142,6 +142,9 @@ enum Command {
     /// environment changed are replaced one by one. SIGHUP does the same.
     #[command(after_help = "Example:\n  homing check && homing reload")]
     Reload(Socket),
+    /// The keys that cookies are sealed with.
+    #[command(subcommand)]
+    Keys(orders::Keys),
     /// Print, or run, what a Linux host needs to be a remote backend of `l2`, `ipip` or `gue`.
     #[command(after_help = backend_setup::EXAMPLES)]
     BackendSetup(backend_setup::Options),
@@ -207,6 +210,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Scale(options) => ask(orders::scale(options)),
         Command::Restart(options) => ask(orders::restart(options)),
         Command::Reload(socket) => ask(orders::reload(socket.control_socket)),
+        Command::Keys(command) => ask(orders::keys(command)),
         Command::BackendSetup(options) => backend_setup::run(&options),
         Command::Detach { pin_dir } => detach(&pin_dir),
         Command::Completions { shell } => {

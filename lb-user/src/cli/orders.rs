@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use super::Socket;
 use crate::admin::client::{self, AskError};
@@ -43,6 +43,16 @@ pub(super) struct Restart {
     socket: Socket,
 }
 
+#[derive(Subcommand)]
+pub(super) enum Keys {
+    /// Seal cookies with a fresh key from now on.
+    ///
+    /// The key before it stays good until the next rotation, and who comes with its cookie gets a new one: rotate twice
+    /// only after those who shall stay have been here. Rotate twice at once if the key file was stolen.
+    #[command(after_help = "Example:\n  homing keys rotate")]
+    Rotate(Socket),
+}
+
 /// `N` or `MIN..MAX`.
 fn bounds(text: &str) -> Result<(u32, u32), String> {
     let number = |text: &str| text.parse::<u32>().map_err(|_| "give a number of workers, or MIN..MAX such as 1..8");
@@ -63,6 +73,11 @@ pub(super) async fn scale(options: Scale) -> Result<(), AskError> {
 
 pub(super) async fn reload(socket: PathBuf) -> Result<(), AskError> {
     give(&socket, &Order::Reload).await
+}
+
+pub(super) async fn keys(command: Keys) -> Result<(), AskError> {
+    let Keys::Rotate(socket) = command;
+    give(&socket.control_socket, &Order::RotateKeys).await
 }
 
 async fn give(socket: &Path, order: &Order) -> Result<(), AskError> {

@@ -4,6 +4,7 @@
 mod app;
 mod backends;
 mod command;
+mod cookie;
 mod entrance;
 mod homing;
 mod isolation;

@@ -285,6 +285,32 @@ pub struct Client {
 pub struct Cookie {
     pub name: String,
     pub secure: Secure,
+    pub same_site: SameSite,
+    /// How long a browser keeps it, whole seconds; `None`: until it is closed.
+    pub max_age: Option<Duration>,
+    /// A jar of its own for each site that shows the app in a frame (CHIPS); only where the cookie is secure.
+    pub partitioned: bool,
+}
+
+impl Default for Cookie {
+    fn default() -> Self {
+        Self {
+            name: "homing".to_owned(),
+            secure: Secure::Auto,
+            same_site: SameSite::Lax,
+            max_age: None,
+            partitioned: false,
+        }
+    }
+}
+
+/// The `SameSite` attribute of the cookie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SameSite {
+    Strict,
+    Lax,
+    /// For an app in a frame of another site; only where the cookie is secure, elsewhere as `Lax`.
+    None,
 }
 
 /// The `Secure` attribute of the cookie.

@@ -74,6 +74,8 @@ impl Runner {
         let specs: Vec<AppSpec> = ids.iter().zip(&next.apps).map(|(&id, app)| fixed::spec(id, app)).collect();
         check(&specs)?;
         let listeners = self.bind_new(&next.apps)?;
+        // Another instance may have made new ones.
+        self.keys.reload(&self.config.homing.state_dir).map_err(|error| error.to_string())?;
         let changes = self.changes(&next.apps);
         if changes.is_empty() && next.homing == self.config.homing {
             return Ok("nothing has changed.".to_owned());

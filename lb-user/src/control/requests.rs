@@ -4,6 +4,7 @@ use super::runner::Runner;
 use super::{Event, reload};
 use crate::admin::server::{Order, Request};
 use crate::output;
+use crate::proxy::KEY_FILE;
 
 impl Runner {
     pub(super) fn answer(&mut self, request: Request) {
@@ -41,7 +42,18 @@ impl Runner {
                 ))
             }
             Order::Reload => self.reload(),
+            Order::RotateKeys => self.rotate_keys(),
         }
+    }
+
+    fn rotate_keys(&self) -> Result<String, String> {
+        let dir = &self.config.homing.state_dir;
+        self.keys.rotate(dir).map_err(|error| error.to_string())?;
+        Ok(format!(
+            "Cookies are sealed with a fresh key; those of the key before it are still good, and renewed when their users \
+             come.\nOther instances that share the key: copy {} there, then homing reload.",
+            dir.join(KEY_FILE).display()
+        ))
     }
 
     fn scale(&mut self, name: &str, min: u32, max: u32) -> Result<String, String> {

@@ -196,20 +196,14 @@ impl Inner {
         cookies: &HeaderMap,
         shunned: Option<BackendId>,
     ) -> Option<Place> {
-        let incarnation = match presented {
-            Presented::Incarnation(incarnation) => Some(incarnation),
-            Presented::Absent | Presented::Invalid => None,
-        };
+        let incarnation = presented.incarnation();
         // A known user of a live worker moves nothing and needs no lock.
         if let Some(Pick::Kept(worker)) = incarnation.and_then(|_| session::pick(&route.workers, incarnation, None)) {
+            let set_cookie = matches!(presented, Presented::Aging(_))
+                .then(|| cookie::set(&self.keys, &route.cookie, &route.name, worker.incarnation, cookies))
+                .flatten();
             let load = LoadGuard::new(&worker.load);
-            return Some(Place {
-                worker: worker.clone(),
-                rule: Rule::CookieKept,
-                load,
-                set_cookie: None,
-                tie: Tie::None,
-            });
+            return Some(Place { worker: worker.clone(), rule: Rule::CookieKept, load, set_cookie, tie: Tie::None });
         }
         let (worker, rule, load) = {
             // One at a time from looking to reserving: two newcomers must not both see the same free worker.
@@ -237,7 +231,7 @@ impl Inner {
     ) -> Option<Place> {
         let key = route.binding_key(visitor.address);
         let bindings = &*self.routing.bindings;
-        let is_known = matches!(visitor.presented, Presented::Incarnation(_));
+        let is_known = visitor.presented.incarnation().is_some();
         if bindings.promotion(&key).is_none() || !(is_known || visitor.navigates) {
             return self.place_by_address(route, visitor.address);
         }

@@ -8,9 +8,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{COOKIE, HeaderMap, HeaderValue};
 
-use super::keys::{CookieKeys, TAG_BYTES};
+use super::keys::{CookieKeys, Sealed, TAG_BYTES};
 use super::limits::COOKIE_PLACES_MAX;
-use crate::config::{self, Secure};
+use crate::config::{self, SameSite, Secure};
 
 /// First byte of a place; another layout gets another number.
 const VERSION: u8 = 1;
@@ -29,6 +29,17 @@ pub enum Presented {
     /// There is one, and it was not made with our keys.
     Invalid,
     Incarnation(u64),
+    /// The same, sealed with the key before the current one: to be given a new cookie before that key is forgotten.
+    Aging(u64),
+}
+
+impl Presented {
+    pub fn incarnation(self) -> Option<u64> {
+        match self {
+            Self::Incarnation(incarnation) | Self::Aging(incarnation) => Some(incarnation),
+            Self::Absent | Self::Invalid => None,
+        }
+    }
 }
 
 /// Reads the place of the app called `app` from the request's cookies. What is not ours to judge is no error.
@@ -37,7 +48,7 @@ pub fn read(keys: &CookieKeys, cookie_name: &str, app: &str, headers: &HeaderMap
     let mut presented = Presented::Absent;
     for place in places(headers, cookie_name) {
         match open(keys, app, app_hash, place) {
-            Opened::Ours(incarnation) => return Presented::Incarnation(incarnation),
+            Opened::Ours(presented) => return presented,
             Opened::Forged => presented = Presented::Invalid,
             Opened::OtherApp => {}
         }
@@ -66,14 +77,23 @@ pub fn set(
         // No client comes by TLS yet.
         Secure::Auto | Secure::Never => false,
     };
-    let built = cookie::Cookie::build((cookie.name.as_str(), value))
+    // Browsers drop a cookie that asks for either without being secure.
+    let same_site = match cookie.same_site {
+        SameSite::None if secure => cookie::SameSite::None,
+        SameSite::None | SameSite::Lax => cookie::SameSite::Lax,
+        SameSite::Strict => cookie::SameSite::Strict,
+    };
+    let mut built = cookie::Cookie::build((cookie.name.as_str(), value))
         .path("/")
         .http_only(true)
-        .same_site(cookie::SameSite::Lax)
+        .same_site(same_site)
         .secure(secure)
-        .build();
+        .partitioned(cookie.partitioned && secure);
+    if let Some(age) = cookie.max_age {
+        built = built.max_age(age.try_into().unwrap_or(cookie::time::Duration::MAX));
+    }
     // Only a name that is no token could fail, and the configuration refuses those.
-    HeaderValue::try_from(built.to_string()).ok()
+    HeaderValue::try_from(built.build().to_string()).ok()
 }
 
 /// Removes the cookie from what the worker sees: it is none of the app's business which process it runs in, and an
@@ -102,7 +122,7 @@ struct Decoded {
 }
 
 enum Opened {
-    Ours(u64),
+    Ours(Presented),
     Forged,
     OtherApp,
 }
@@ -122,10 +142,11 @@ fn open(keys: &CookieKeys, app: &str, app_hash: u64, place: &[u8]) -> Opened {
         None => Opened::Forged,
         Some(decoded) if decoded.app != app_hash => Opened::OtherApp,
         Some(Decoded { payload, tag, .. }) => {
-            if keys.verify(&[CONTEXT, app.as_bytes(), b"\0", &payload], &tag) {
-                Opened::Ours(number(&payload[9..]))
-            } else {
-                Opened::Forged
+            let incarnation = number(&payload[9..]);
+            match keys.verify(&[CONTEXT, app.as_bytes(), b"\0", &payload], &tag) {
+                Sealed::Current => Opened::Ours(Presented::Incarnation(incarnation)),
+                Sealed::Previous => Opened::Ours(Presented::Aging(incarnation)),
+                Sealed::Never => Opened::Forged,
             }
         }
     }
@@ -185,7 +206,7 @@ mod tests {
     }
 
     fn settings() -> config::Cookie {
-        config::Cookie { name: "homing".into(), secure: Secure::Auto }
+        config::Cookie::default()
     }
 
     fn with(cookies: &[&str]) -> HeaderMap {
@@ -218,6 +239,24 @@ mod tests {
         let always = config::Cookie { secure: Secure::Always, ..settings() };
         let cookie = set(&keys(), &always, "sales", 1, &with(&[])).unwrap();
         assert!(cookie.to_str().unwrap().contains("; Secure"), "{cookie:?}");
+    }
+
+    #[test]
+    fn a_frame_of_another_site_is_served_where_the_cookie_is_secure() {
+        let framed = config::Cookie {
+            same_site: SameSite::None,
+            partitioned: true,
+            max_age: Some(std::time::Duration::from_secs(3600)),
+            ..settings()
+        };
+        let plain = set(&keys(), &framed, "sales", 1, &with(&[])).unwrap();
+        let plain = plain.to_str().unwrap();
+        assert!(plain.contains("SameSite=Lax") && plain.contains("Max-Age=3600"), "{plain}");
+        assert!(!plain.contains("Partitioned"), "{plain}");
+        let secure =
+            set(&keys(), &config::Cookie { secure: Secure::Always, ..framed }, "sales", 1, &with(&[])).unwrap();
+        let secure = secure.to_str().unwrap();
+        assert!(["SameSite=None", "; Secure", "; Partitioned"].iter().all(|part| secure.contains(part)), "{secure}");
     }
 
     #[test]

@@ -45,6 +45,24 @@ async fn a_forged_cookie_is_as_good_as_none() {
     assert_eq!((world.count(Counter::CookieInvalid), world.count(Counter::CookieNew)), (5, 6));
 }
 
+#[tokio::test]
+async fn after_a_rotation_of_the_keys_a_user_stays_and_gets_the_cookie_anew_once() {
+    let workers = workers(4).await;
+    let world = world(route(Affinity::Cookie, routes(&workers))).await;
+    let first = world.get("").await;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(super::KEY_FILE), [7; 32]).unwrap();
+    std::fs::set_permissions(dir.path().join(super::KEY_FILE), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .unwrap();
+    world.proxy.0.keys.rotate(dir.path()).unwrap();
+    let again = world.get(&first.cookie().unwrap()).await;
+    assert_eq!(again.worker(), first.worker());
+    let renewed = again.cookie().expect("the old key is about to be forgotten");
+    let kept = world.get(&renewed).await;
+    assert_eq!((kept.worker(), kept.cookie()), (first.worker(), None));
+    assert_eq!((world.count(Counter::CookieKept), world.count(Counter::CookieInvalid)), (2, 0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_of_fifty_users_without_a_cookie_spreads_evenly() {
     // Connections are accepted by the kernel and never answered, so that all fifty are open at once.

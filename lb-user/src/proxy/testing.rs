@@ -27,7 +27,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use super::{CookieKeys, Counter, Listener, Proxy, Shutdown};
 use crate::address::Address;
 use crate::bindings::MemoryBindings;
-use crate::config::{self, Affinity, Secure};
+use crate::config::Affinity;
 use crate::routing::{AppRoute, Notice, RoutingHandle, Snapshot, WorkerRoute};
 
 /// Whatever a test waits for happens at once, or not at all.
@@ -167,7 +167,7 @@ pub fn route(affinity: Affinity, workers: Vec<WorkerRoute>) -> AppRoute {
         app: 0,
         affinity,
         protect: None,
-        cookie: Arc::new(config::Cookie { name: "homing".into(), secure: Secure::Auto }),
+        cookie: Arc::default(),
         hold: PATIENCE,
         service: Service {
             seed: 1,

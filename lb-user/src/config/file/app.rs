@@ -9,13 +9,14 @@ use nix::unistd::User;
 
 use super::backends;
 use super::command;
+use super::cookie;
 use super::entrance;
 use super::isolation;
 use super::listen::{self, Taken};
 use super::protect;
 use super::reader::{Given, Table, shown};
 use super::value;
-use crate::config::{Affinity, App, Client, Cookie, Health, Secure, Timeouts, Workers};
+use crate::config::{Affinity, App, Client, Health, Timeouts, Workers};
 
 const KNOWN: &[&str] = &[
     "name",
@@ -62,7 +63,6 @@ const DEFAULT_TIMEOUTS: Timeouts = Timeouts {
 const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 const DEFAULT_CLIENT: Client = Client { ipv4: 32, ipv6: 64, auto_promote: 16 };
 const AUTO_PROMOTE_MAX: u32 = 65_535;
-const DEFAULT_COOKIE_NAME: &str = "homing";
 
 /// The apps read so far, and what they have taken.
 pub(super) struct Apps<'b> {
@@ -110,7 +110,7 @@ impl<'b> Apps<'b> {
             health: health(table),
             client: table.table("client").map_or(DEFAULT_CLIENT, |table| client(&table)),
             protect: protect::protect(table),
-            cookie: cookie(table),
+            cookie: cookie::cookie(table),
             name,
         };
         entrance::check(table, &app, self.run_dir.as_deref());
@@ -266,27 +266,4 @@ fn client(table: &Table<'_>) -> Client {
         ipv4: read("ipv4_prefix", 32, DEFAULT_CLIENT.ipv4),
         ipv6: read("ipv6_prefix", 128, DEFAULT_CLIENT.ipv6),
     }
-}
-
-fn cookie(app: &Table<'_>) -> Cookie {
-    let default = Cookie { name: DEFAULT_COOKIE_NAME.to_owned(), secure: Secure::Auto };
-    let Some(table) = app.table("cookie") else { return default };
-    table.know(&["name", "secure"], &[]);
-    let secure = table.parsed("secure", |text| {
-        value::choice(text, &[("auto", Secure::Auto), ("always", Secure::Always), ("never", Secure::Never)])
-    });
-    let secure = secure.map_or(default.secure, |given| given.value);
-    let Some(name) = table.parsed("name", value::cookie_name) else { return Cookie { secure, ..default } };
-    let prefix = ["__Host-", "__Secure-"]
-        .into_iter()
-        .find(|prefix| name.value.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix)));
-    if let Some(prefix) = prefix.filter(|_| secure != Secure::Always) {
-        table.wrong(
-            name.span,
-            format!(
-                "browsers keep a cookie named `{prefix}…` only when it is secure; add secure = \"always\", or rename it"
-            ),
-        );
-    }
-    Cookie { name: name.value, secure }
 }

@@ -158,6 +158,16 @@ const WRONG: &[(&str, &str)] = &[
         "5:15: browsers keep a cookie named `__Host-…` only when it is secure; add secure = \"always\", or rename it",
     ),
     ("cookie.secure = true", "5:17: `secure` must be a string in quotes, not true or false"),
+    ("cookie.same_site = \"no\"", "5:20: `same_site` must be \"strict\", \"lax\" or \"none\", not `no`"),
+    (
+        "cookie = { same_site = \"none\", secure = \"never\" }",
+        "5:24: browsers keep a cookie with same_site = \"none\" only when it is secure; drop secure = \"never\"",
+    ),
+    (
+        "cookie = { partitioned = true, secure = \"never\" }",
+        "5:26: browsers keep a partitioned cookie only when it is secure; drop secure = \"never\"",
+    ),
+    ("cookie.max_age = \"500d\"", "5:18: `max_age` must be from 1s to 400d, not `500d`"),
     // More apps.
     (
         "[[app]]\nname = \"sales\"\nlisten = [\"[::]:8080\"]\ncommand = [\"sh\"]",

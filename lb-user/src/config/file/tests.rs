@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::isolation::{self, StopSignal};
 use crate::config::{
-    Affinity, App, Cgroups, Client, Cookie, Health, Isolation, KernelPath, ListensOn, Protect, Rate, Secure, Timeouts,
-    Workers,
+    Affinity, App, Cgroups, Client, Cookie, Health, Isolation, KernelPath, ListensOn, Protect, Rate, SameSite, Secure,
+    Timeouts, Workers,
 };
 use crate::output::Limits;
 
@@ -61,7 +61,7 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
             health: Health { path: None, interval: Duration::from_secs(5) },
             client: Client { ipv4: 32, ipv6: 64, auto_promote: 16 },
             protect: Protect::default(),
-            cookie: Cookie { name: "homing".to_owned(), secure: Secure::Auto },
+            cookie: Cookie::default(),
         }]
     );
     assert_eq!(config.homing.control_socket, Path::new("/run/homing/control.sock"));
@@ -110,7 +110,7 @@ fn every_key_is_read() {
         stop_signal = "INT"
         protect = { allow = ["10.0.0.0/8", "fd00::7"], deny = ["10.1.0.0/16"], client_rate = 5, app_rate = 100, app_burst = 7 }
         client = { ipv4_prefix = 24, ipv6_prefix = 0x30, auto_promote = 40 }
-        cookie = { name = "__Host-id", secure = "always" }
+        cookie = { name = "__Host-id", secure = "always", same_site = "none", max_age = "30d", partitioned = true }
         [[app]]
         name = "b"
         listen = ["127.0.0.1:8081"]
@@ -158,7 +158,14 @@ fn every_key_is_read() {
         }
     );
     assert_eq!(app.client, Client { ipv4: 24, ipv6: 48, auto_promote: 40 });
-    assert_eq!(app.cookie, Cookie { name: "__Host-id".to_owned(), secure: Secure::Always });
+    let cookie = Cookie {
+        name: "__Host-id".to_owned(),
+        secure: Secure::Always,
+        same_site: SameSite::None,
+        max_age: Some(Duration::from_secs(30 * 24 * 60 * 60)),
+        partitioned: true,
+    };
+    assert_eq!(app.cookie, cookie);
     assert_eq!(config.apps[1].name, "b");
 }
 
