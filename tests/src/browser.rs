@@ -28,6 +28,15 @@ pub struct Seen {
 
 impl Browser {
     pub async fn start() -> Self {
+        Self::with(&json!({})).await
+    }
+
+    /// One that neither keeps nor sends cookies.
+    pub async fn without_cookies() -> Self {
+        Self::with(&json!({ "profile.default_content_setting_values.cookies": 2 })).await
+    }
+
+    async fn with(preferences: &serde_json::Value) -> Self {
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
             .stdout(Stdio::piped())
@@ -46,8 +55,8 @@ impl Browser {
         let options = json!({ "args": [
             "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            "--disable-dev-shm-usage", format!("--user-data-dir={}", profile.path().display()),
-        ]});
+            "--disable-dev-shm-usage", "--disable-popup-blocking", format!("--user-data-dir={}", profile.path().display()),
+        ], "prefs": preferences });
         let capabilities = serde_json::Map::from_iter([("goog:chromeOptions".to_owned(), options)]);
         let client = ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new())
             .capabilities(capabilities)
@@ -60,6 +69,27 @@ impl Browser {
     /// Opens the page and waits until its `#result` says that it is done.
     pub async fn sticky_page(self, url: &str) -> Seen {
         self.client.goto(url).await.expect("the page loads");
+        let seen = self.seen().await;
+        self.client.close().await.expect("the browser closes");
+        seen
+    }
+
+    /// Opens the page in so many tabs at once, without having been there before, and waits until all are done.
+    pub async fn cold_tabs(self, url: &str, count: u32) -> Vec<Seen> {
+        let open = "for (let tab = 0; tab < arguments[1]; tab++) window.open(arguments[0], '_blank')";
+        self.client.execute(open, vec![json!(url), json!(count)]).await.expect("a page may open tabs");
+        let tabs = self.client.windows().await.expect("the browser lists its tabs");
+        assert_eq!(tabs.len() as u32, count + 1, "all were opened");
+        let mut seen = Vec::new();
+        for tab in tabs.into_iter().skip(1) {
+            self.client.switch_to_window(tab).await.expect("the tab is there");
+            seen.push(self.seen().await);
+        }
+        self.client.close().await.expect("the browser closes");
+        seen
+    }
+
+    async fn seen(&self) -> Seen {
         let done = Locator::Css("#result[data-done=true]");
         let result = self.client.wait().at_most(DEADLINE).for_element(done).await;
         let result = match result {
@@ -70,12 +100,10 @@ impl Browser {
             let text = result.attr(name).await.expect("the page is there").unwrap_or_default();
             text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}"))
         };
-        let seen = Seen {
+        Seen {
             ok: number("data-ok").await,
             failed: number("data-failed").await,
             text: result.text().await.unwrap_or_default(),
-        };
-        self.client.close().await.expect("the browser closes");
-        seen
+        }
     }
 }

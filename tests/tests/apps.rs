@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use homing::demo::client::Dialect;
 use homing_tests::browser::Browser;
-use homing_tests::instance::Homing;
+use homing_tests::instance::{Homing, free_address};
 use homing_tests::round_robin;
 use homing_tests::shiny::{self, CLIENTS, ON_PORTS, all, by_address, by_cookie, spread};
 
@@ -80,6 +80,17 @@ async fn the_shiny_page_passes_its_sticky_test_in_a_browser_on_the_http_path() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_shiny_page_passes_its_sticky_test_in_a_browser_that_blocks_cookies() {
+    for (homing, target) in [shiny("cookie"), shiny::start_r("cookie")] {
+        let seen = Browser::without_cookies().await.sticky_page(&format!("http://{target}/")).await;
+        assert_eq!((seen.ok, seen.failed), (100, 0), "{seen:?}");
+        let counters = &homing.status()["counters"];
+        assert_eq!(counters["http_cookie_kept"], 0, "the browser sends no cookie");
+        assert_eq!(counters["http_session_kept"], 100);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_affinity_the_shiny_page_fails_its_sticky_test_in_a_browser() {
     let (homing, _) = shiny("ip");
     let target = round_robin::start(homing.worker_addresses(0)).await;
@@ -97,4 +108,64 @@ async fn the_demo_shows_that_every_client_keeps_its_worker_and_leaves_nothing_be
     assert!(said.contains("16 of 16 clients kept their worker"), "{said}");
     assert_eq!(said.matches("kernel path ").count(), 8, "{said}");
     assert_eq!(said.matches("HTTP path ").count(), 8, "{said}");
+}
+
+/// An app whose page takes a second and then belongs to the process that made it; four workers.
+fn slow() -> (Homing, SocketAddr) {
+    let listen = free_address();
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("apps/slow.py");
+    let homing = Homing::start(&format!(
+        "[[app]]\nname = \"slow\"\nlisten = [\"{listen}\"]\naffinity = \"cookie\"\n\
+         command = [\"python3\", {script:?}, \"{{port}}\"]\nworkers = {{ min = 4, max = 4 }}\n"
+    ));
+    homing.wait_for_workers(0, 4);
+    (homing, listen)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_tabs_that_a_new_browser_opens_at_once_all_keep_their_worker() {
+    let (_homing, target) = slow();
+    let tabs = Browser::start().await.cold_tabs(&format!("http://{target}/"), 10).await;
+    assert!(tabs.iter().all(|tab| (tab.ok, tab.failed) == (12, 0)), "{tabs:#?}");
+    assert!(tabs.iter().all(|tab| tab.text == tabs[0].text), "one browser, one worker: {tabs:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_browsers_behind_one_address_that_come_at_once_are_spread_and_keep_their_worker() {
+    let (homing, target) = slow();
+    let browsers: Vec<_> = (0..50).map(|_| tokio::spawn(visit_slow(target))).collect();
+    let mut processes = std::collections::BTreeMap::<String, usize>::new();
+    for browser in browsers {
+        *processes.entry(browser.await.expect("a browser does not panic")).or_default() += 1;
+    }
+    println!("browsers per process: {processes:?}");
+    assert_eq!(processes.len(), 4, "{processes:?}");
+    // A party is six connections at most, so that no worker is more than one party ahead.
+    assert!(processes.values().all(|users| (6..=18).contains(users)), "{processes:?}");
+    assert!(homing.status()["counters"]["http_page_joined"].as_u64() > Some(0));
+}
+
+/// As all the other browsers do: the same kind, from the same address. Which process it got.
+async fn visit_slow(target: SocketAddr) -> String {
+    let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new())
+        .build_http::<http_body_util::Empty<hyper::body::Bytes>>();
+    let ask = async |path: &str, cookie: Option<&str>| {
+        let request = hyper::Request::get(format!("http://{target}{path}"))
+            .header("user-agent", "Mozilla/5.0 (X11; Linux x86_64) Chrome/156.0")
+            .header("accept", "text/html,application/xhtml+xml")
+            .header("accept-language", "en");
+        let request = cookie.into_iter().fold(request, |request, cookie| request.header("cookie", cookie));
+        let request = request.body(http_body_util::Empty::new()).expect("a request");
+        client.request(request).await.expect("an answer")
+    };
+    let page = ask("/", None).await;
+    let cookie = page.headers()["set-cookie"].to_str().expect("text").split(';').next().expect("a pair").to_owned();
+    let body = http_body_util::BodyExt::collect(page.into_body()).await.expect("a page").to_bytes();
+    let body = String::from_utf8_lossy(&body).into_owned();
+    let process = body.split("process=").nth(1).and_then(|rest| rest.split('"').next()).expect("a process").to_owned();
+    for _ in 0..5 {
+        let answer = ask(&format!("/mine?process={process}"), Some(&cookie)).await;
+        assert_eq!(answer.status(), 200, "process {process} is lost");
+    }
+    process
 }

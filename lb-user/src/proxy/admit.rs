@@ -1,87 +1,20 @@
-//! From a request to a place at a worker: by cookie or address, at once or after a wait. Reserves before it is used.
+//! From a request to a place at a worker, at once or after a wait. Where that is, `place` decides.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::header::{HeaderMap, HeaderValue};
-use lb_common::abi::{BackendId, BindingKey};
-use lb_common::affinity::Choice;
+use http::header::HeaderMap;
+use lb_common::abi::BackendId;
 use tokio::time::{Instant, timeout_at};
 
 use super::Inner;
 use super::answer::Refusal;
-use super::body::LoadGuard;
-use super::cookie::{self, Presented};
 use super::counters::Counter;
 use super::limits::{HELD_MAX, REFUSED_PAUSE};
-use super::session::{self, Pick};
-use crate::config::Affinity;
+use super::place::{Place, Visitor};
 use crate::routing::{AppRoute, Notice, WorkerRoute};
-
-/// The client as affinity sees it.
-#[derive(Clone, Copy)]
-pub struct Visitor {
-    pub app: u32,
-    pub address: IpAddr,
-    pub presented: Presented,
-    /// Asks for a page of its own: whatever it gets begins anew.
-    pub navigates: bool,
-}
-
-/// A worker, reserved. Holds no part of the snapshot: a tunnel may keep it for days.
-pub struct Place {
-    pub worker: WorkerRoute,
-    pub rule: Rule,
-    pub load: LoadGuard,
-    pub set_cookie: Option<HeaderValue>,
-    /// To be refreshed while a tunnel is open.
-    pub tie: Tie,
-}
-
-/// What keeps the client where it is, beside a cookie.
-#[derive(Clone, Copy)]
-pub enum Tie {
-    None,
-    /// It is bound by its address.
-    Binding(BindingKey),
-    /// It is promoted, for as long as its users are seen.
-    Promotion(BindingKey),
-}
-
-/// Which rule placed a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
-    Ring,
-    Bound,
-    CookieNew,
-    CookieKept,
-    CookieRebound,
-}
-
-impl Rule {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Ring => "ring",
-            Self::Bound => "bound",
-            Self::CookieNew => "cookie_new",
-            Self::CookieKept => "cookie_kept",
-            Self::CookieRebound => "cookie_rebound",
-        }
-    }
-
-    const fn counter(self) -> Counter {
-        match self {
-            Self::Ring => Counter::AddressRing,
-            Self::Bound => Counter::AddressBound,
-            Self::CookieNew => Counter::CookieNew,
-            Self::CookieKept => Counter::CookieKept,
-            Self::CookieRebound => Counter::CookieRebound,
-        }
-    }
-}
 
 /// How long one request still waits, over all its attempts; the clock starts with the first wait.
 #[derive(Default)]
@@ -154,101 +87,6 @@ impl Inner {
         // Control must not slow requests down; a full queue says that it has been told already.
         if self.routing.notices.try_send(notice).is_err() {
             self.counters.add(Counter::NoticesDropped);
-        }
-    }
-
-    fn place(
-        &self,
-        route: &AppRoute,
-        visitor: Visitor,
-        cookies: &HeaderMap,
-        shunned: Option<BackendId>,
-    ) -> Option<Place> {
-        let place = match route.affinity {
-            Affinity::Ip => self.place_by_address(route, visitor.address),
-            Affinity::Cookie => self.place_by_cookie(route, visitor.presented, cookies, shunned),
-            Affinity::Auto => self.place_by_either(route, visitor, cookies, shunned),
-        }?;
-        self.counters.add(place.rule.counter());
-        Some(place)
-    }
-
-    fn place_by_address(&self, route: &AppRoute, address: IpAddr) -> Option<Place> {
-        let bindings = &*self.routing.bindings;
-        let choice = route.choose(bindings, address);
-        let rule = match choice {
-            Choice::Ring(_) => Rule::Ring,
-            Choice::Bound(_) => Rule::Bound,
-            Choice::HttpOnly | Choice::Promoted | Choice::NoWorker => return None,
-        };
-        let worker = route.worker(choice.backend()?)?.clone();
-        let load = LoadGuard::new(&worker.load);
-        // Before the request is sent, so that the client's next one finds it even if the ring changes meanwhile.
-        let binding = route.binding_key(address);
-        bindings.bind(&binding, worker.backend);
-        Some(Place { worker, rule, load, set_cookie: None, tie: Tie::Binding(binding) })
-    }
-
-    fn place_by_cookie(
-        &self,
-        route: &AppRoute,
-        presented: Presented,
-        cookies: &HeaderMap,
-        shunned: Option<BackendId>,
-    ) -> Option<Place> {
-        let incarnation = presented.incarnation();
-        // A known user of a live worker moves nothing and needs no lock.
-        if let Some(Pick::Kept(worker)) = incarnation.and_then(|_| session::pick(&route.workers, incarnation, None)) {
-            let set_cookie = matches!(presented, Presented::Aging(_))
-                .then(|| cookie::set(&self.keys, &route.cookie, &route.name, worker.incarnation, cookies))
-                .flatten();
-            let load = LoadGuard::new(&worker.load);
-            return Some(Place { worker: worker.clone(), rule: Rule::CookieKept, load, set_cookie, tie: Tie::None });
-        }
-        let (worker, rule, load) = {
-            // One at a time from looking to reserving: two newcomers must not both see the same free worker.
-            let _one = self.assigning.lock().unwrap_or_else(PoisonError::into_inner);
-            let (worker, rule) = match session::pick(&route.workers, incarnation, shunned)? {
-                Pick::Kept(worker) => (worker, Rule::CookieKept),
-                Pick::New(worker) => (worker, Rule::CookieNew),
-                Pick::Rebound(worker) => (worker, Rule::CookieRebound),
-            };
-            worker.load.assigned.fetch_add(1, Ordering::Relaxed);
-            (worker.clone(), rule, LoadGuard::new(&worker.load))
-        };
-        let set_cookie = cookie::set(&self.keys, &route.cookie, &route.name, worker.incarnation, cookies);
-        Some(Place { worker, rule, load, set_cookie, tie: Tie::None })
-    }
-
-    /// By cookie where that tells more than the address: a promoted client is many users. One of them who comes with a
-    /// page to ask for, or whose worker is gone, begins anew; who was there before the promotion goes on by address.
-    fn place_by_either(
-        &self,
-        route: &AppRoute,
-        visitor: Visitor,
-        cookies: &HeaderMap,
-        shunned: Option<BackendId>,
-    ) -> Option<Place> {
-        let key = route.binding_key(visitor.address);
-        let bindings = &*self.routing.bindings;
-        let is_known = visitor.presented.incarnation().is_some();
-        if bindings.promotion(&key).is_none() || !(is_known || visitor.navigates) {
-            return self.place_by_address(route, visitor.address);
-        }
-        let place = self.place_by_cookie(route, visitor.presented, cookies, shunned)?;
-        let tie = Tie::Promotion(key);
-        self.refresh(tie, place.worker.backend);
-        Some(Place { tie, ..place })
-    }
-
-    /// Says that the client is there.
-    pub(super) fn refresh(&self, tie: Tie, backend: BackendId) {
-        let bindings = &*self.routing.bindings;
-        match tie {
-            Tie::None => {}
-            Tie::Binding(key) => bindings.bind(&key, backend),
-            Tie::Promotion(key) if bindings.promotion(&key).is_some_and(|at| at.seen_s == bindings.now_s()) => {}
-            Tie::Promotion(key) => bindings.promote(&key),
         }
     }
 

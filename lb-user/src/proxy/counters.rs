@@ -55,6 +55,14 @@ counters! {
     CookieInvalid = "http_cookie_invalid",
     /// Clients whose worker process is gone, given another worker and a new cookie.
     CookieRebound = "http_cookie_rebound",
+    /// Shiny sessions whose id was read from the beginning of their WebSocket.
+    SessionsLearnt = "http_sessions_learnt",
+    /// Requests for something of such a session that reached its worker, whatever their cookie says.
+    SessionKept = "http_session_kept",
+    /// Pages for a browser without a cookie that joined another of its pages, so that all its tabs have one worker.
+    PageJoined = "http_page_joined",
+    /// Other requests of a browser without a cookie that followed its page.
+    PageFollowed = "http_page_followed",
     /// Requests that the ring placed by address.
     AddressRing = "http_address_ring",
     /// Requests that an address's binding placed while its slot is in transition.

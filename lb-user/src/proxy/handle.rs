@@ -8,15 +8,16 @@ use http::{Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 
-use super::admit::{Patience, Place, Rule, Visitor};
+use super::admit::Patience;
 use super::answer::{self, Refusal};
 use super::body::{RequestBody, ResponseBody};
 use super::cookie::{self, Presented};
 use super::counters::Counter;
 use super::listen::Connection;
+use super::place::{Place, Rule, Visitor};
 use super::session;
 use super::upstream::SendError;
-use super::{check, headers, tunnel};
+use super::{check, headers, learn, tunnel};
 use crate::config::{self, Affinity};
 use crate::routing::{AppRoute, Notice};
 
@@ -93,7 +94,16 @@ async fn forward(
     }
     drop(route);
     let navigates = upgrade.is_none() && answer::navigates(&parts);
-    let visitor = Visitor { app: connection.app, address: connection.client.address, presented, navigates };
+    let session =
+        learn::session_of(parts.uri.path()).and_then(|id| inner.sessions.find(connection.app, id, Instant::now()));
+    let visitor = Visitor {
+        app: connection.app,
+        address: connection.client.address,
+        connection: connection.number,
+        presented,
+        navigates,
+        session,
+    };
     let request = Request::from_parts(parts, RequestBody::new(body));
     Attempt { connection, visitor, cookie, upgrade }.run(request).await
 }
@@ -148,7 +158,7 @@ impl Attempt<'_> {
                     inner.counters.add(Counter::Retried);
                     request = *unsent;
                     restore_cookie(&mut request, shown);
-                    let newcomer = matches!(place.rule, Rule::CookieNew | Rule::CookieRebound);
+                    let newcomer = place.rule.is_new();
                     drop(place);
                     if newcomer && self.others_than(backend) {
                         shunned = Some(backend);
@@ -172,7 +182,7 @@ impl Attempt<'_> {
     fn switch(&self, mut response: Response<Incoming>, client: OnUpgrade, mut place: Place) -> Response<ResponseBody> {
         let worker = hyper::upgrade::on(&mut response);
         let set_cookie = place.set_cookie.take();
-        tokio::spawn(tunnel::run(Arc::clone(self.connection), place, client, worker));
+        tokio::spawn(tunnel::run(Arc::clone(self.connection), self.visitor.app, place, client, worker));
         answered(response, true, set_cookie).map(|_| ResponseBody::Fixed(None))
     }
 

@@ -43,5 +43,25 @@ pub const TUNNEL_HALF_CLOSED: Duration = Duration::from_secs(60);
 /// How often an open tunnel refreshes its client's binding. Far below any useful affinity timeout.
 pub const TUNNEL_REBIND: Duration = Duration::from_secs(60);
 
+/// Bytes at the beginning of a WebSocket in which a Shiny session's id is looked for.
+pub const LEARN_BYTES_MAX: usize = 8 * 1024;
+/// Messages among them.
+pub const LEARN_MESSAGES_MAX: u32 = 4;
+/// Shiny sessions whose worker is known at once, over all apps; beyond it the one asked for longest ago is forgotten.
+pub const SESSIONS_MAX: usize = 100_000;
+/// A session is known for this long after its WebSocket has ended: downloads that were begun.
+pub const SESSION_LINGER: Duration = Duration::from_secs(60);
+
+/// Connections that one browser opens to one host at once, as all browsers agree on for HTTP/1.1.
+pub const PARTY_CONNECTIONS_MAX: usize = 6;
+/// Tabs that one browser opens at once, and more.
+pub const PARTY_PAGES_MAX: u32 = 32;
+/// From the head of an answer to the moment when its cookie comes with the browser's next request for a page.
+pub const PARTY_LINGER: Duration = Duration::from_secs(1);
+/// A page's scripts, images and sockets that come without a cookie are known to be its own for this long.
+pub const PARTY_FOLLOWED: Duration = Duration::from_secs(60);
+/// Browsers without a cookie that are remembered at once, over all apps; beyond it each request goes for itself.
+pub const PARTIES_MAX: usize = 16_384;
+
 /// Apps of one host whose places fit in one cookie.
 pub const COOKIE_PLACES_MAX: usize = 8;

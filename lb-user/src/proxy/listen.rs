@@ -31,6 +31,8 @@ use super::{Inner, Listener, Shutdown};
 pub struct Connection {
     pub proxy: Arc<Inner>,
     pub app: u32,
+    /// Its own among all.
+    pub number: u64,
     pub client: Client,
     /// The listener's side.
     pub local: SocketAddr,
@@ -159,6 +161,7 @@ fn start(
     let connection = Arc::new(Connection {
         proxy: Arc::clone(proxy),
         app,
+        number: proxy.next_connection.fetch_add(1, Ordering::Relaxed),
         client: Client::new(address),
         local: stream.local_addr()?,
         shutdown: shutdown.clone(),

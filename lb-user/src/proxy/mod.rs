@@ -1,7 +1,8 @@
 //! The HTTP path: client → homing → worker, for what an address cannot decide and for as long as no worker is there.
 //!
 //! Layers, in the order in which a request meets them: `listen` → hyper → `check` → `headers` → `cookie` → `admit`
-//! (with `session` for who belongs where) → `upstream` or `tunnel` → `body`. `handle` strings them together, `answer`
+//! → `place` (with `session` for who belongs where and `sessions` for what `learn` heard,
+//! `newcomers` for who has no cookie yet) → `upstream` or `tunnel` → `body`. `handle` strings them together, `answer`
 //! has the words for every refusal. What is not here: which workers exist (`control` publishes that in
 //! `crate::routing`) and how an address is placed (`lb_common::affinity`).
 
@@ -16,11 +17,15 @@ mod guard;
 mod handle;
 mod headers;
 mod keys;
+mod learn;
 pub mod limits;
 mod listen;
+mod newcomers;
+mod place;
 #[cfg(test)]
 mod scenarios;
 mod session;
+mod sessions;
 #[cfg(test)]
 mod testing;
 mod tunnel;
@@ -29,7 +34,8 @@ mod upstream;
 mod wire;
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use lb_common::abi::BackendId;
 use tokio::sync::watch;
@@ -66,6 +72,7 @@ struct Inner {
     counters: Arc<Counters>,
     upstreams: upstream::Upstreams,
     tunnels: tunnel::Tunnels,
+    sessions: Arc<sessions::Sessions>,
     ids: headers::RequestIds,
     holding: admit::Holding,
     /// Open client connections by app.
@@ -73,8 +80,10 @@ struct Inner {
     /// The same by client, where that matters.
     crowds: crowd::Crowds,
     pace: guard::Pace,
-    /// Taken from looking for the least loaded worker to reserving a place there.
-    assigning: Mutex<()>,
+    assigning: place::Assigning,
+    fingerprints: newcomers::Fingerprints,
+    /// The number of the next client connection.
+    next_connection: AtomicU64,
 }
 
 impl Proxy {
@@ -88,12 +97,15 @@ impl Proxy {
             upstreams: upstream::Upstreams::new(Arc::clone(&counters)),
             counters,
             tunnels: tunnel::Tunnels::default(),
+            sessions: Arc::default(),
             ids,
             holding: admit::Holding::default(),
             connections: listen::OpenConnections::default(),
             crowds: crowd::Crowds::default(),
             pace: guard::Pace::default(),
-            assigning: Mutex::new(()),
+            assigning: place::Assigning::default(),
+            fingerprints: newcomers::Fingerprints::default(),
+            next_connection: AtomicU64::new(0),
         }))
     }
 

@@ -89,6 +89,49 @@ async fn a_burst_of_fifty_users_without_a_cookie_spreads_evenly() {
     until("the load to be given back", || loads.iter().all(|load| load.open.load(Relaxed) == 0)).await;
 }
 
+/// What browsers send for a page, all of one kind.
+const PAGE: &str = "GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: Mozilla/5.0\r\nAccept: text/html\r\n\r\n";
+
+#[tokio::test]
+async fn tabs_that_a_browser_opens_at_once_get_one_worker_and_one_cookie() {
+    let mut listeners = Vec::new();
+    let mut workers = Vec::new();
+    for number in 0..4 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        workers.push(worker_at(number, listener.local_addr().unwrap()));
+        listeners.push(listener);
+    }
+    let loads: Vec<_> = workers.iter().map(|worker| worker.load.clone()).collect();
+    let world = world(route(Affinity::Cookie, workers)).await;
+    let mut tabs = Vec::new();
+    for _ in 0..6 {
+        let mut tab = world.connect().await;
+        tab.write_all(PAGE.as_bytes()).await.unwrap();
+        tabs.push(tab);
+    }
+    until("six places", || world.count(Counter::PageJoined) == 5).await;
+    let mut open: Vec<_> = loads.iter().map(|load| load.open.load(Relaxed)).collect();
+    open.sort_unstable();
+    assert_eq!(open, [0, 0, 0, 6]);
+    let mut seventh = world.connect().await;
+    seventh.write_all(PAGE.as_bytes()).await.unwrap();
+    until("the place of somebody else", || world.count(Counter::CookieNew) == 2).await;
+}
+
+#[tokio::test]
+async fn what_a_page_needs_follows_it_without_a_cookie_and_a_script_that_is_no_browser_does_not() {
+    let workers = workers(4).await;
+    let world = world(route(Affinity::Cookie, routes(&workers))).await;
+    let browser = "User-Agent: Mozilla/5.0\r\n";
+    let page = world.get(&format!("{browser}Accept: text/html\r\n")).await;
+    for _ in 0..8 {
+        assert_eq!(world.get(browser).await.worker(), page.worker());
+    }
+    assert_eq!(world.count(Counter::PageFollowed), 8);
+    let others: std::collections::BTreeSet<_> = [world.get("").await.worker(), world.get("").await.worker()].into();
+    assert_eq!(others.len(), 2, "dealt out as ever");
+}
+
 #[tokio::test]
 async fn users_who_come_one_by_one_are_dealt_out_like_cards() {
     let workers = workers(4).await;

@@ -32,10 +32,13 @@ pub fn pick(workers: &[WorkerRoute], incarnation: Option<u64>, shunned: Option<B
 fn least_loaded(workers: &[WorkerRoute], shunned: Option<BackendId>) -> Option<&WorkerRoute> {
     workers
         .iter()
-        .filter(|worker| {
-            !worker.draining && Some(worker.backend) != shunned && worker.load.open.load(Relaxed) < worker.room
-        })
+        .filter(|worker| takes_clients(worker, shunned))
         .min_by_key(|worker| (worker.load.open.load(Relaxed), worker.load.assigned.load(Relaxed)))
+}
+
+/// Whether a new client may go there.
+pub fn takes_clients(worker: &WorkerRoute, shunned: Option<BackendId>) -> bool {
+    !worker.draining && Some(worker.backend) != shunned && worker.load.open.load(Relaxed) < worker.room
 }
 
 #[cfg(test)]

@@ -16,10 +16,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::admit::Place;
 use super::counters::{Counter, Counters};
+use super::learn::{Heard, Learner};
 use super::limits::{HANDOFF_TIMEOUT, TUNNEL_CHUNK_BYTES, TUNNEL_HALF_CLOSED, TUNNEL_REBIND};
 use super::listen::Connection;
+use super::place::Place;
 use crate::address::Stream;
 
 /// Open tunnels per backend. hyper forgets a connection once it is upgraded; draining must not.
@@ -69,7 +70,7 @@ impl Drop for Entry<'_> {
 }
 
 /// Runs a tunnel from the worker's 101 to its end. The client's half becomes free when the 101 has been written.
-pub async fn run(connection: Arc<Connection>, place: Place, client: OnUpgrade, worker: OnUpgrade) {
+pub async fn run(connection: Arc<Connection>, app: u32, place: Place, client: OnUpgrade, worker: OnUpgrade) {
     let inner = &connection.proxy;
     let Place { worker: route, load: _load, tie, .. } = place;
     let both = async { tokio::try_join!(client, worker) };
@@ -87,9 +88,21 @@ pub async fn run(connection: Arc<Connection>, place: Place, client: OnUpgrade, w
     drop(route);
     let _entry = Entry::new(&inner.tunnels, &inner.counters, backend);
     let mut shutdown = connection.shutdown.clone();
+    let mut learner = Learner::default();
+    // For as long as the tunnel is open.
+    let mut living = None;
+    let ear = |said: &[u8]| match learner.hear(said) {
+        Heard::Little => true,
+        Heard::Session(id) => {
+            living = Some(inner.sessions.learn(app, &id, backend));
+            inner.counters.add(Counter::SessionsLearnt);
+            false
+        }
+        Heard::Enough => false,
+    };
     let end = async {
         tokio::select! {
-            ended = copy(&mut client, &mut worker, to_worker, to_client) => ended,
+            ended = copy(&mut client, &mut worker, to_worker, to_client, Some(Box::new(ear))) => ended,
             () = super::listen::stopped(&mut shutdown) => Ok(()),
         }
     };
@@ -116,14 +129,15 @@ fn under<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(upgraded: Upgraded)
 }
 
 /// Copies both ways until both directions have ended, or one broke, or one has ended and the other goes on for longer
-/// than [`TUNNEL_HALF_CLOSED`]. `to_b` and `to_a` go first.
-async fn copy<A, B>(a: &mut A, b: &mut B, to_b: Bytes, to_a: Bytes) -> io::Result<()>
+/// than [`TUNNEL_HALF_CLOSED`]. `to_b` and `to_a` go first. `ear` hears what `b` says.
+async fn copy<A, B>(a: &mut A, b: &mut B, to_b: Bytes, to_a: Bytes, mut ear: Option<Ear<'_>>) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut forth = Flow { pending: to_b, state: State::Reading };
-    let mut back = Flow { pending: to_a, state: State::Reading };
+    ear = ear.and_then(|mut ear| (to_a.is_empty() || ear(&to_a)).then_some(ear));
+    let mut forth = Flow { pending: to_b, state: State::Reading, ear: None };
+    let mut back = Flow { pending: to_a, state: State::Reading, ear };
     let mut poll = |cx: &mut Context<'_>, both: bool| {
         let forth = forth.poll(cx, a, b)?.is_ready();
         let back = back.poll(cx, b, a)?.is_ready();
@@ -133,11 +147,15 @@ where
     timeout(TUNNEL_HALF_CLOSED, poll_fn(|cx| poll(cx, true))).await.unwrap_or(Ok(()))
 }
 
+/// Hears what is read, until it says false.
+type Ear<'a> = Box<dyn FnMut(&[u8]) -> bool + Send + 'a>;
+
 /// One direction of a tunnel.
-struct Flow {
+struct Flow<'a> {
     /// Read but not yet written.
     pending: Bytes,
     state: State,
+    ear: Option<Ear<'a>>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -153,7 +171,7 @@ thread_local! {
     static CHUNK: RefCell<Box<[u8]>> = RefCell::new(vec![0; TUNNEL_CHUNK_BYTES].into());
 }
 
-impl Flow {
+impl Flow<'_> {
     fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<io::Result<()>>
     where
         R: AsyncRead + Unpin,
@@ -200,6 +218,9 @@ impl Flow {
             self.state = State::Ending;
             return Poll::Ready(Ok(()));
         }
+        if self.ear.as_mut().is_some_and(|ear| !ear(data)) {
+            self.ear = None;
+        }
         let written = match Pin::new(to).poll_write(cx, data) {
             Poll::Ready(written) => written?,
             Poll::Pending => 0,
@@ -221,8 +242,8 @@ mod tests {
         let (mut client, mut client_side) = duplex(7);
         let (mut worker, mut worker_side) = duplex(5);
         let tunnel = tokio::spawn(async move {
-            copy(&mut client_side, &mut worker_side, Bytes::from_static(b"early "), Bytes::from_static(b"greeting "))
-                .await
+            let (early, greeting) = (Bytes::from_static(b"early "), Bytes::from_static(b"greeting "));
+            copy(&mut client_side, &mut worker_side, early, greeting, None).await
         });
         let sent: Vec<u8> = (0..100_000_u32).map(|n| n as u8).collect();
         let upload = sent.clone();
@@ -248,7 +269,7 @@ mod tests {
         let (mut client, mut client_side) = duplex(64);
         let (_silent, mut worker_side) = duplex(64);
         client.shutdown().await.unwrap();
-        copy(&mut client_side, &mut worker_side, Bytes::new(), Bytes::new()).await.unwrap();
+        copy(&mut client_side, &mut worker_side, Bytes::new(), Bytes::new(), None).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

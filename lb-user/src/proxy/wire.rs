@@ -172,6 +172,33 @@ async fn what_a_worker_says_right_after_its_101_is_not_lost() {
 }
 
 #[tokio::test]
+async fn a_browser_without_cookies_finds_the_worker_of_its_shiny_session() {
+    let workers = workers(4).await;
+    let world = world(route(Affinity::Cookie, routes(&workers))).await;
+    let id = "e5c1a8f0a3b24c5d8e9f0123456789ab";
+    let url = format!("ws://{}/websocket/", world.address);
+    let (mut socket, _) = client_async(&url, world.connect().await).await.unwrap();
+    let host = workers.iter().find(|w| w.route.load.open.load(Relaxed) == 1).expect("a tunnel is open load");
+    // This worker echoes: so it says what Shiny would.
+    socket.send(Message::text(format!("{{\"config\":{{\"sessionId\":\"{id}\"}}}}"))).await.unwrap();
+    soon("the echo", socket.next()).await.unwrap().unwrap();
+    let ask = async |path: &str| {
+        Answer(world.raw(&format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")).await)
+    };
+    for _ in 0..8 {
+        let answer = ask(&format!("/session/{id}/download/x")).await;
+        assert_eq!((answer.worker(), answer.cookie()), (host.route.number, None));
+    }
+    assert_eq!((world.count(Counter::SessionsLearnt), world.count(Counter::SessionKept)), (1, 8));
+    ask("/session/00000000000000000000000000000000/download/x").await;
+    assert_eq!(world.count(Counter::CookieNew), 2, "whose session is unknown is as anybody");
+    world.publish(route(Affinity::Cookie, vec![]));
+    world.publish(route(Affinity::Cookie, routes(&workers[..1])));
+    let gone = ask(&format!("/session/{id}/download/x")).await;
+    assert_eq!(gone.status(), 200, "its worker may be gone: then whoever is there says so");
+}
+
+#[tokio::test]
 async fn a_worker_may_refuse_to_switch() {
     let refusal = "HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno";
     let world = world(route(Affinity::Ip, vec![raw_worker(0, move |_, _| refusal).await])).await;
