@@ -1,6 +1,7 @@
 //! Benchmarks: cases side by side in one run, interleaved, as ratios. `cargo xtask bench` builds and runs this.
 
 mod datapath;
+mod http;
 mod load;
 mod path;
 mod report;
@@ -31,6 +32,8 @@ enum Bench {
     Datapath,
     /// The kernel path and the HTTP path against a direct connection to the same worker.
     Path,
+    /// The HTTP path beside nginx, HAProxy and Caddy, those that are installed.
+    Http,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -39,6 +42,7 @@ fn main() -> anyhow::Result<()> {
     let cases = match cli.bench {
         Bench::Datapath => datapath::run(rounds)?,
         Bench::Path => path::run(rounds)?,
+        Bench::Http => http::run(rounds)?,
     };
     print!("{}", report::table(&cases));
     if let Some(path) = cli.json {
