@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use lb_common::abi::{BackendId, Binding, BindingKey, Promotion, Service, Slot};
@@ -59,6 +59,17 @@ pub struct WorkerRoute {
     pub room: u32,
     pub address: Address,
     pub load: Arc<Load>,
+}
+
+impl WorkerRoute {
+    /// Whether a new client may come to it, as far as its load goes.
+    pub fn has_room(&self) -> bool {
+        self.load.open.load(Ordering::Relaxed) < self.room
+    }
+
+    pub fn takes_new_clients(&self) -> bool {
+        !self.draining && self.has_room()
+    }
 }
 
 /// What the HTTP path counts per worker process.

@@ -180,6 +180,14 @@ impl Homing {
         wait_for("homing has ended", || child.try_wait().expect("it can be waited for"))
     }
 
+    /// Tells it to end now, and waits until it has, in order.
+    pub fn stop_at_once(&mut self) {
+        let told = self.ask(&["stop", "--now"]);
+        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+        let ended = self.wait_for_end();
+        assert!(ended.success(), "{ended}: {}", self.said());
+    }
+
     pub fn has_ended(&mut self) -> bool {
         self.child.as_mut().is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()))
     }

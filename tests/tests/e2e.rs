@@ -176,8 +176,7 @@ fn homing_goes_on_and_stops_cleanly_when_nobody_reads_its_log_any_more() {
         workers(status, 0).iter().any(|worker| worker["restarts"] == 1 && worker["state"] == "ready")
     });
     let pids = homing.pids(0);
-    assert!(homing.ask(&["stop", "--now"]).status.success());
-    assert!(homing.wait_for_end().success());
+    homing.stop_at_once();
     assert_nothing_left(&homing, &network, &pids);
 }
 
@@ -188,8 +187,7 @@ fn stop_now_ends_sessions_and_leaves_nothing_behind() {
     let Site { homing, network } = &mut site;
     let client = Client { namespace: Some(&network.clients), from: client_v4(1), target: v4() };
     let mut session = client.open();
-    assert!(homing.ask(&["stop", "--now"]).status.success());
-    assert!(homing.wait_for_end().success());
+    homing.stop_at_once();
     assert!(!session.is_alive());
     assert_nothing_left(homing, network, &pids);
 }

@@ -155,8 +155,7 @@ fn after_a_kill_of_homing_workers_are_adopted_with_their_groups_and_a_stop_leave
         let limit = directories.iter().find_map(limit).expect("its memory is limited");
         assert_eq!(limit.trim(), (800 << 20).to_string(), "what is configured now holds for it, too");
     }
-    assert!(homing.ask(&["stop", "--now"]).status.success());
-    assert!(homing.wait_for_end().success());
+    homing.stop_at_once();
     assert!(pids.iter().all(|&pid| !is_alive(pid)), "something is left of {pids:?}");
     for directory in directories {
         assert!(!directory.exists(), "{directory:?} is left");
@@ -363,8 +362,7 @@ fn a_worker_deaf_to_its_signal_is_killed_after_its_time() {
     let program = Program::new();
     let mut homing = program.start("", &program.app("deaf", "[app.timeouts]\nstop = \"300ms\"", ""));
     let pid = homing.pids(0)[0];
-    assert!(homing.ask(&["stop", "--now"]).status.success());
-    assert!(homing.wait_for_end().success());
+    homing.stop_at_once();
     assert!(!is_alive(pid));
 }
 
@@ -373,8 +371,7 @@ fn a_worker_is_asked_by_its_own_signal() {
     let program = Program::new();
     let keys = "stop_signal = \"INT\"\n[app.timeouts]\nstop = \"1h\"";
     let mut homing = program.start("", &program.app("deaf-but-int", keys, ""));
-    assert!(homing.ask(&["stop", "--now"]).status.success());
-    assert!(homing.wait_for_end().success());
+    homing.stop_at_once();
     let log = fs::read_to_string(homing.dir().join("log/odd-0.log")).expect("its output");
     assert!(log.contains("asked by SIGINT"), "{log}");
 }
@@ -386,8 +383,7 @@ fn a_server_below_a_shell_has_its_time_too() {
     let app = program.app("", "[app.timeouts]\nstop = \"1h\"", "");
     let command = app.lines().find(|line| line.starts_with("command")).expect("there is one");
     let mut homing = program.start("", &app.replace(&format!("{command}\n"), shell));
-    assert!(homing.ask(&["stop", "--now"]).status.success());
-    assert!(homing.wait_for_end().success());
+    homing.stop_at_once();
     let log = fs::read_to_string(homing.dir().join("log/odd-0.log")).expect("its output");
     assert!(log.contains("left in peace"), "{log}");
 }

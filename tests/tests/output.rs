@@ -141,7 +141,7 @@ fn output_of_several_workers_has_their_names_and_what_is_not_there_is_told() {
     assert!(on_terminal.contains("^[[2J") && !on_terminal.contains("\u{1b}[2J"), "{on_terminal:?}");
 
     let config = homing.dir().join("homing.toml");
-    assert!(homing.ask(&["stop", "--now"]).status.success() && homing.wait_for_end().success());
+    homing.stop_at_once();
     let unreachable = homing.ask(&["logs", "demo"]);
     assert_eq!(unreachable.status.code(), Some(3));
     assert!(text(&unreachable.stderr).contains("homing logs demo --config FILE"), "{unreachable:?}");

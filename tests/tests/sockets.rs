@@ -140,8 +140,7 @@ fn a_workers_socket_is_out_of_reach_of_other_users_and_goes_with_its_process() {
     assert!(!directory(&before[2]).exists(), "the directory went with the process");
     let run_dir = homing.dir().join("run");
     assert_eq!(fs::read_dir(&run_dir).expect("readable").count(), 4);
-    assert!(homing.ask(&["stop", "--now"]).status.success());
-    assert!(homing.wait_for_end().success());
+    homing.stop_at_once();
     assert_eq!(fs::read_dir(&run_dir).expect("readable").count(), 0, "nothing is left behind");
 }
 

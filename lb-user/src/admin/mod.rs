@@ -5,3 +5,8 @@
 pub mod client;
 pub mod report;
 pub mod server;
+
+/// What is said of a name that no app has.
+pub fn unknown_app<'a>(name: &str, there: impl Iterator<Item = &'a str>) -> String {
+    format!("no app is called {name:?}; there are: {}", there.collect::<Vec<_>>().join(", "))
+}

@@ -136,23 +136,38 @@ fn is_allowed(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw())
 }
 
-async fn status(State(requests): State<mpsc::Sender<Request>>) -> Response {
-    let (answer, status) = oneshot::channel();
-    let _ = requests.send(Request::Status(answer)).await;
-    match status.await {
-        Ok(status) => Json(status).into_response(),
-        Err(_) => ending(),
+type Requests = State<mpsc::Sender<Request>>;
+
+/// Puts a question to the task that owns the state; `None`: it has ended.
+async fn ask<T>(State(requests): Requests, question: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+    let (answer, answered) = oneshot::channel();
+    requests.send(question(answer)).await.ok()?;
+    answered.await.ok()
+}
+
+fn said(answer: Option<impl IntoResponse>) -> Response {
+    answer.map_or_else(ending, IntoResponse::into_response)
+}
+
+/// `refusal`: the status of an answer that says why not.
+fn said_or_refused<T>(
+    answer: Option<Result<T, String>>,
+    refusal: StatusCode,
+    done: impl FnOnce(T) -> Response,
+) -> Response {
+    match answer {
+        Some(Err(error)) => (refusal, Json(Failure { error })).into_response(),
+        answer => said(answer.and_then(Result::ok).map(done)),
     }
 }
 
-async fn trace(State(requests): State<mpsc::Sender<Request>>, Query(query): Query<TraceQuery>) -> Response {
-    let (answer, trace) = oneshot::channel();
-    let _ = requests.send(Request::Trace { app: query.app, address: query.client, answer }).await;
-    match trace.await {
-        Ok(Ok(trace)) => Json(trace).into_response(),
-        Ok(Err(error)) => (StatusCode::NOT_FOUND, Json(Failure { error })).into_response(),
-        Err(_) => ending(),
-    }
+async fn status(requests: Requests) -> Response {
+    said(ask(requests, Request::Status).await.map(Json))
+}
+
+async fn trace(requests: Requests, Query(TraceQuery { app, client: address }): Query<TraceQuery>) -> Response {
+    let answer = ask(requests, |answer| Request::Trace { app, address, answer }).await;
+    said_or_refused(answer, StatusCode::NOT_FOUND, |trace| Json(trace).into_response())
 }
 
 #[derive(Deserialize)]
@@ -161,36 +176,22 @@ struct OutputQuery {
     worker: String,
 }
 
-async fn output(State(requests): State<mpsc::Sender<Request>>, Query(query): Query<OutputQuery>) -> Response {
-    let (answer, files) = oneshot::channel();
-    let _ = requests.send(Request::Output { worker: query.worker, answer }).await;
-    match files.await {
-        Ok(Ok(files)) => Json(files).into_response(),
-        Ok(Err(error)) => (StatusCode::NOT_FOUND, Json(Failure { error })).into_response(),
-        Err(_) => ending(),
-    }
+async fn output(requests: Requests, Query(OutputQuery { worker }): Query<OutputQuery>) -> Response {
+    let answer = ask(requests, |answer| Request::Output { worker, answer }).await;
+    said_or_refused(answer, StatusCode::NOT_FOUND, |files| Json(files).into_response())
 }
 
-async fn order(State(requests): State<mpsc::Sender<Request>>, Json(order): Json<Order>) -> Response {
-    let (answer, outcome) = oneshot::channel();
-    let _ = requests.send(Request::Order(order, answer)).await;
-    match outcome.await {
-        Ok(Ok(done)) => Json(Done { done }).into_response(),
-        Ok(Err(error)) => (StatusCode::CONFLICT, Json(Failure { error })).into_response(),
-        Err(_) => ending(),
-    }
+async fn order(requests: Requests, Json(order): Json<Order>) -> Response {
+    let answer = ask(requests, |answer| Request::Order(order, answer)).await;
+    said_or_refused(answer, StatusCode::CONFLICT, |done| Json(Done { done }).into_response())
 }
 
-async fn handover(State(requests): State<mpsc::Sender<Request>>) -> Response {
-    let (answer, handover) = oneshot::channel();
-    let _ = requests.send(Request::Handover(answer)).await;
-    handover.await.map_or_else(|_| ending(), |handover| Json(handover).into_response())
+async fn handover(requests: Requests) -> Response {
+    said(ask(requests, Request::Handover).await.map(Json))
 }
 
-async fn loads(State(requests): State<mpsc::Sender<Request>>) -> Response {
-    let (answer, loads) = oneshot::channel();
-    let _ = requests.send(Request::Loads(answer)).await;
-    loads.await.map_or_else(|_| ending(), |loads| Json(loads).into_response())
+async fn loads(requests: Requests) -> Response {
+    said(ask(requests, Request::Loads).await.map(Json))
 }
 
 #[derive(Deserialize)]
@@ -199,14 +200,9 @@ struct YieldQuery {
     force: bool,
 }
 
-async fn make_way(State(requests): State<mpsc::Sender<Request>>, Query(query): Query<YieldQuery>) -> Response {
-    let (answer, outcome) = oneshot::channel();
-    let _ = requests.send(Request::Yield { force: query.force, answer }).await;
-    match outcome.await {
-        Ok(Ok(())) => StatusCode::NO_CONTENT.into_response(),
-        Ok(Err(error)) => (StatusCode::CONFLICT, Json(Failure { error })).into_response(),
-        Err(_) => ending(),
-    }
+async fn make_way(requests: Requests, Query(YieldQuery { force }): Query<YieldQuery>) -> Response {
+    let answer = ask(requests, |answer| Request::Yield { force, answer }).await;
+    said_or_refused(answer, StatusCode::CONFLICT, |()| StatusCode::NO_CONTENT.into_response())
 }
 
 #[derive(Deserialize)]
@@ -215,11 +211,8 @@ struct StopQuery {
     now: bool,
 }
 
-async fn stop(State(requests): State<mpsc::Sender<Request>>, Query(query): Query<StopQuery>) -> Response {
-    if requests.send(Request::Stop { now: query.now }).await.is_err() {
-        return ending();
-    }
-    StatusCode::ACCEPTED.into_response()
+async fn stop(State(requests): Requests, Query(StopQuery { now }): Query<StopQuery>) -> Response {
+    said(requests.send(Request::Stop { now }).await.ok().map(|()| StatusCode::ACCEPTED))
 }
 
 fn ending() -> Response {

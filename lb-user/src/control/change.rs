@@ -171,9 +171,9 @@ fn settle_remotes(state: &mut State, app: usize, now: Moment, effects: &mut Vec<
     };
     let added: Vec<Remote> = spec.remotes.iter().filter(|wanted| !is_known(workers, wanted)).cloned().collect();
     for remote in added {
-        let number = state.apps[app].free_number().max(state.apps[app].spec.max);
-        let number = (number..).find(|&n| state.apps[app].worker(n).is_none()).expect("fewer workers than numbers");
-        state.apps[app].workers.push(Worker::new(number, Kind::Remote(remote)));
+        let it = &mut state.apps[app];
+        let number = (it.spec.max..).find(|&number| it.worker(number).is_none()).expect("fewer workers than numbers");
+        it.workers.push(Worker::new(number, Kind::Remote(remote)));
     }
     watch_remotes(state, app, now, effects);
 }

@@ -43,14 +43,15 @@ impl Doors {
     /// address, if nobody listens there yet.
     ///
     /// # Errors
-    /// When the process may not have another file.
+    /// When the process may not have another file, or nobody has bound the address.
     pub(super) fn open(&mut self, address: SocketAddr, app: u32, socket: Option<&TcpListener>) -> io::Result<()> {
         let former = self.open.remove(&address);
         if former.as_ref().is_some_and(|door| door.app == app) {
             self.open.extend(former.map(|door| (address, door)));
             return Ok(());
         }
-        let Some(socket) = former.as_ref().map(|door| &door.socket).or(socket) else { return Ok(()) };
+        let socket = former.as_ref().map(|door| &door.socket).or(socket);
+        let socket = socket.ok_or_else(|| io::Error::other(format!("{address} has not been bound")))?;
         let (own, served) = (socket.try_clone()?, socket.try_clone()?);
         if let Some(former) = former {
             former.shutdown.send_replace(Shutdown::Draining);

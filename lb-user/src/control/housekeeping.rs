@@ -1,5 +1,7 @@
 //! What control looks at from time to time, because nobody tells it.
 
+use std::collections::HashSet;
+
 use lb_common::abi::{BackendId, Service};
 use lb_common::affinity;
 
@@ -102,8 +104,9 @@ impl Runner {
     /// A promotion ends when none of the client's users was seen for as long as a binding is kept.
     pub(super) fn look_at_promotions(&mut self) {
         let now_s = self.bindings.now_s();
+        let places = self.places();
         for (key, promotion) in self.bindings.promotions() {
-            let app = self.place(key.app).map(|app| (&self.config.apps[app], &self.fixed[app]));
+            let app = places.get(&key.app).map(|&app| (&self.config.apps[app], &self.fixed[app]));
             let is_wanted = app.is_some_and(|(app, fixed)| {
                 let Service { affinity_s, promote_above, .. } = fixed.service;
                 let connections = self.bindings.get(&key).map_or(0, |binding| binding.connections);
@@ -124,6 +127,8 @@ impl Runner {
         }
         let bindings = self.bindings.all();
         let now_s = self.bindings.now_s();
+        let up = self.state.apps.iter().flat_map(|app| &app.workers).filter(|worker| worker.is_up());
+        let live: HashSet<BackendId> = up.map(|worker| worker.backend).collect();
         for app in apps {
             let service = &self.fixed[app].service;
             let id = service.app;
@@ -131,9 +136,7 @@ impl Runner {
             let mut held: Vec<u32> = bindings
                 .iter()
                 .filter(|(key, binding)| {
-                    key.app == id
-                        && self.state.worker(binding.backend).is_some()
-                        && affinity::is_fresh(service, binding, now_s)
+                    key.app == id && live.contains(&binding.backend) && affinity::is_fresh(service, binding, now_s)
                 })
                 .map(|(key, binding)| (affinity::slot_of(service, key.client), binding.backend))
                 .filter(|&(slot, backend)| ring[slot as usize].current != backend)

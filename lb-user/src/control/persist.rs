@@ -25,7 +25,6 @@ pub struct Saved {
     pub apps: Vec<String>,
     pub workers: Vec<SavedWorker>,
     /// Remote hosts, which rings and bindings name by their ids.
-    #[serde(default)]
     pub remotes: Vec<SavedRemote>,
 }
 
@@ -40,13 +39,10 @@ pub struct SavedRemote {
 pub struct SavedWorker {
     pub app: String,
     pub number: u32,
-    /// What places it on the ring; 0 where an earlier homing did not say.
-    #[serde(default)]
+    /// What places it on the ring.
     pub place: u64,
     /// It keeps its clients and takes no others: because an operator drained it, or for another reason.
-    #[serde(default)]
     pub drained: bool,
-    #[serde(default)]
     pub draining: bool,
     pub backend: u32,
     pub pid: u32,

@@ -62,14 +62,13 @@ impl Runner {
         let file = self.file.clone().ok_or("homing was not started from a file")?;
         let next = config::file::load(&file).map_err(|errors| errors.to_string())?;
         check_homing(&self.config.homing, &next.homing)?;
-        let known = self.state.apps.iter().map(|app| (app.spec.name.clone(), app.spec.id, app.removed));
-        let (gone, kept): (Vec<_>, Vec<_>) = known.partition(|(.., removed)| *removed);
-        if let Some((name, ..)) = gone.iter().find(|(name, ..)| next.apps.iter().any(|app| app.name == *name)) {
+        let mut gone = self.state.apps.iter().filter(|app| app.removed).map(|app| &app.spec.name);
+        if let Some(name) = gone.find(|name| next.apps.iter().any(|app| app.name == **name)) {
             return Err(format!(
                 "the workers of the former app {name} are still draining; try again when they have ended"
             ));
         }
-        let known = kept.into_iter().chain(gone).map(|(name, id, _)| (name, id)).collect();
+        let known = self.state.apps.iter().map(|app| (app.spec.name.clone(), app.spec.id)).collect();
         let ids = number(&next.apps, &known);
         let specs: Vec<AppSpec> = ids.iter().zip(&next.apps).map(|(&id, app)| fixed::spec(id, app)).collect();
         check(&specs)?;
@@ -221,8 +220,10 @@ fn touched(file: PathBuf) -> Option<SystemTime> {
 
 /// What a process is given at its start.
 fn needs_restart(old: &App, new: &App) -> bool {
-    let given = |app: &App| (app.command.clone(), app.directory.clone(), app.user.clone(), app.env.clone());
-    given(old) != given(new) || old.listens_on != new.listens_on || old.isolation != new.isolation
+    fn given(app: &App) -> impl PartialEq + '_ {
+        (&app.command, &app.directory, &app.user, &app.env, app.listens_on, &app.isolation)
+    }
+    given(old) != given(new)
 }
 
 /// What of `[homing]` a running homing cannot change.

@@ -2,18 +2,21 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use lb_common::abi::{BackendId, Binding, BindingKey};
 use lb_common::addr::Addr;
 use lb_common::affinity::{self, Choice};
 
+use super::launch::Running;
 use super::runner::{Kernel, Runner};
 use crate::admin::report::{
     AppStatus, BindingReport, InterfaceStatus, KernelPathStatus, PastState, Status, Trace, WorkerStatus,
 };
+use crate::admin::unknown_app;
 use crate::config::{self, Affinity, Forward};
 use crate::datapath::{Datapath, Mode};
+use crate::routing::Load;
 
 pub(super) fn kernel_status(kernel: &Kernel) -> KernelPathStatus {
     match kernel {
@@ -48,7 +51,7 @@ pub(super) fn kernel_status(kernel: &Kernel) -> KernelPathStatus {
 
 impl Runner {
     pub(super) fn status(&mut self) -> Status {
-        let clients = self.clients();
+        let (clients, promoted) = (self.clients(), self.promoted());
         let mut counters: BTreeMap<String, u64> = BTreeMap::new();
         if let Some(Ok(kernel)) = self.kernel.datapath().map(|datapath| datapath.counters()) {
             counters.extend(kernel.into_iter().map(|(name, value)| (name.to_owned(), value)));
@@ -60,7 +63,7 @@ impl Runner {
             uptime_seconds: self.started.elapsed().as_secs(),
             kernel_path: self.kernel_status.clone(),
             isolation: self.launcher.confinement.status(),
-            apps: (0..self.state.apps.len()).map(|app| self.app_status(app, &clients)).collect(),
+            apps: (0..self.state.apps.len()).map(|app| self.app_status(app, &clients, &promoted)).collect(),
             counters,
         }
     }
@@ -68,9 +71,10 @@ impl Runner {
     /// Clients bound to each live backend.
     fn clients(&self) -> HashMap<BackendId, u64> {
         let now_s = self.bindings.now_s();
+        let places = self.places();
         let mut clients = HashMap::new();
         for (key, binding) in self.bindings.all() {
-            let service = self.place(key.app).map(|app| self.fixed[app].service);
+            let service = places.get(&key.app).map(|&app| self.fixed[app].service);
             if service.is_some_and(|service| affinity::is_fresh(&service, &binding, now_s)) {
                 *clients.entry(binding.backend).or_default() += 1;
             }
@@ -78,12 +82,16 @@ impl Runner {
         clients
     }
 
-    /// Clients of the app that are promoted.
-    fn promoted(&self, app: u32) -> u64 {
-        self.bindings.promotions().iter().filter(|(key, _)| key.app == app).count() as u64
+    /// Clients of each app that are promoted, by its number.
+    fn promoted(&self) -> HashMap<u32, u64> {
+        let mut promoted = HashMap::new();
+        for (key, _) in self.bindings.promotions() {
+            *promoted.entry(key.app).or_default() += 1;
+        }
+        promoted
     }
 
-    fn app_status(&mut self, app: usize, clients: &HashMap<BackendId, u64>) -> AppStatus {
+    fn app_status(&mut self, app: usize, clients: &HashMap<BackendId, u64>, promoted: &HashMap<u32, u64>) -> AppStatus {
         let workers: Vec<WorkerStatus> = (0..self.state.apps[app].workers.len())
             .map(|at| self.worker_status(app, at, clients))
             .filter(|worker| worker.state != "stopped" || worker.restarts > 0)
@@ -98,7 +106,7 @@ impl Runner {
             state: self.app_state(app, &workers).to_owned(),
             clients: workers.iter().map(|worker| worker.clients).sum(),
             connections: workers.iter().map(|worker| worker.connections).sum(),
-            promoted_addresses: self.promoted(state.spec.id),
+            promoted_addresses: promoted.get(&state.spec.id).copied().unwrap_or(0),
             queued: self.proxy.held(state.spec.id) as u64,
             min: state.spec.min,
             max: state.spec.max,
@@ -136,25 +144,17 @@ impl Runner {
 
     fn worker_status(&mut self, app: usize, at: usize, clients: &HashMap<BackendId, u64>) -> WorkerStatus {
         let worker = self.state.apps[app].workers[at].clone();
+        let (_, connections) = self.connections(worker.backend);
         let running = self.running.get(&worker.backend);
-        let (pid, memory, address, started_at, requests) = running.map_or((None, None, None, None, 0), |running| {
-            (
-                Some(running.pid()),
-                Some(running.process.memory_bytes()),
-                Some(running.address.to_string()),
-                Some(running.started_at),
-                running.load.requests.load(Ordering::Relaxed),
-            )
-        });
         let remote = self.remotes.get(&worker.backend);
-        let address = address.or_else(|| remote.map(|remote| remote.address.to_string()));
+        let address = running.map(|running| running.address.to_string());
         let load = running.map(|running| &running.load).or(remote.map(|remote| &remote.load));
-        let requests = requests.max(load.map_or(0, |load| load.requests.load(Ordering::Relaxed)));
-        let assigned = load.map_or(0, |load| load.assigned.load(Ordering::Relaxed));
+        let count = |of: fn(&Load) -> &AtomicU64| load.map_or(0, |load| of(load).load(Ordering::Relaxed));
+        let (requests, assigned) = (count(|load| &load.requests), count(|load| &load.assigned));
         let bound = clients.get(&worker.backend).copied().unwrap_or(0);
         WorkerStatus {
             id: format!("{}/{}", self.config.apps[app].name, worker.number),
-            pid,
+            pid: running.map(Running::pid),
             state: worker.state_name().to_owned(),
             reason: worker.reason().map(str::to_owned),
             last_output: self.last_output.of(&self.config.apps[app].name, worker.number).to_vec(),
@@ -164,12 +164,12 @@ impl Runner {
                 Affinity::Cookie => assigned,
                 Affinity::Auto => bound + assigned,
             },
-            connections: self.connections(worker.backend).1,
+            connections,
             requests,
             restarts: worker.restarts,
-            memory_bytes: memory,
-            address,
-            started_at,
+            memory_bytes: running.map(|running| running.process.memory_bytes()),
+            address: address.or_else(|| remote.map(|remote| remote.address.to_string())),
+            started_at: running.map(|running| running.started_at),
             history: worker.history.iter().map(|(at, state)| self.past(*at, state)).collect(),
         }
     }
@@ -184,8 +184,7 @@ impl Runner {
     /// Where this address goes now, decided by the datapath's own function over the tables of this moment.
     pub(super) fn trace(&mut self, name: &str, address: IpAddr) -> Result<Trace, String> {
         let Some(app) = self.config.apps.iter().position(|app| app.name == name) else {
-            let names: Vec<&str> = self.config.apps.iter().map(|app| app.name.as_str()).collect();
-            return Err(format!("no app is called {name:?}; there are: {}", names.join(", ")));
+            return Err(unknown_app(name, self.config.apps.iter().map(|app| app.name.as_str())));
         };
         let route = std::sync::Arc::clone(&self.snapshot().apps[&self.state.apps[app].spec.id]);
         let service = self.fixed[app].service;

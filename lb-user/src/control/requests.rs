@@ -3,6 +3,7 @@
 use super::runner::Runner;
 use super::{Event, reload};
 use crate::admin::server::{Order, Request};
+use crate::admin::unknown_app;
 use crate::output;
 use crate::proxy::KEY_FILE;
 
@@ -78,8 +79,7 @@ impl Runner {
         let (app_name, number) = name.split_once('/').map_or((name, None), |(app, number)| (app, Some(number)));
         let named = |app: &super::App| app.spec.name == app_name && !app.removed;
         let Some(app) = self.state.apps.iter().position(named) else {
-            let names: Vec<&str> = self.state.apps.iter().map(|app| app.spec.name.as_str()).collect();
-            return Err(format!("no app is called {app_name:?}; there are: {}", names.join(", ")));
+            return Err(unknown_app(app_name, self.state.apps.iter().map(|app| app.spec.name.as_str())));
         };
         let Some(text) = number else { return Ok((app, None)) };
         let workers = &self.state.apps[app].workers;

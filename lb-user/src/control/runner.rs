@@ -472,6 +472,11 @@ impl Runner {
     pub(super) fn place(&self, id: u32) -> Option<usize> {
         self.state.apps.iter().position(|app| app.spec.id == id)
     }
+
+    /// Where each app stands, by its number: for who asks more than once.
+    pub(super) fn places(&self) -> HashMap<u32, usize> {
+        self.state.apps.iter().enumerate().map(|(place, app)| (app.spec.id, place)).collect()
+    }
 }
 
 /// Completes when links or addresses have changed; never without news of them.

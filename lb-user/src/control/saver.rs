@@ -123,9 +123,8 @@ impl Saver {
     /// Removes the files: nothing is left to adopt.
     pub(super) async fn finish(self) {
         self.settle().await;
-        for name in [DRAFT, NEXT, SYNCING, FILE] {
-            let _ = fs::remove_file(self.dir.join(name));
-        }
+        remove_drafts(&self.dir);
+        let _ = fs::remove_file(self.dir.join(FILE));
     }
 }
 

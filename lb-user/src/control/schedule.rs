@@ -1,5 +1,7 @@
 //! Who is started and ended when: shinyapps.io's arithmetic, strict ">", with capacity reserved before it is used.
 
+use std::collections::HashMap;
+
 use lb_common::abi::BackendId;
 
 use super::state::{After, App, Kind, Phase, State, Worker};
@@ -45,12 +47,15 @@ fn free_process(app: &mut App) -> &mut Worker {
 
 /// Starts a process, or puts it in the queue for that. `false`: there is no room in the datapath.
 pub(super) fn spawn(state: &mut State, app: usize, number: u32, now: Moment, effects: &mut Vec<Effect>) -> bool {
-    let is_starting = |worker: &&Worker| matches!(worker.phase, Phase::Starting { .. });
-    let starting = state.apps.iter().flat_map(|app| &app.workers).filter(is_starting).count();
-    if starting >= state.starts_max {
+    if state.starting() >= state.starts_max {
         state.apps[app].process(number).enter(Phase::Queued, now);
         return true;
     }
+    launch(state, app, number, now, effects)
+}
+
+/// Starts a process now. `false`: there is no room in the datapath.
+fn launch(state: &mut State, app: usize, number: u32, now: Moment, effects: &mut Vec<Effect>) -> bool {
     let Some(backend) = state.backends.take() else {
         let text = "not started: homing steers as many workers as it can".to_owned();
         effects.push(Effect::Say { severity: Severity::Error, app, number, text });
@@ -87,12 +92,11 @@ pub(super) fn free_place(app: &App, number: u32) -> u64 {
 
 /// Starts those who wait for that, the longest first.
 pub(super) fn start_queued(state: &mut State, now: Moment, effects: &mut Vec<Effect>) {
-    loop {
-        let workers = || state.apps.iter().enumerate().flat_map(|(app, a)| a.workers.iter().map(move |w| (app, w)));
-        let starting = workers().filter(|(_, worker)| matches!(worker.phase, Phase::Starting { .. })).count();
-        let queued = workers().filter(|(_, worker)| worker.phase == Phase::Queued).min_by_key(|(_, w)| w.since);
+    for _ in state.starting()..state.starts_max {
+        let workers = state.apps.iter().enumerate().flat_map(|(app, a)| a.workers.iter().map(move |w| (app, w)));
+        let queued = workers.filter(|(_, worker)| worker.phase == Phase::Queued).min_by_key(|(_, w)| w.since);
         let Some((app, number)) = queued.map(|(app, worker)| (app, worker.number)) else { return };
-        if starting >= state.starts_max || !spawn(state, app, number, now, effects) {
+        if !launch(state, app, number, now, effects) {
             return;
         }
     }
@@ -125,14 +129,13 @@ pub(super) fn demand(state: &mut State, app: usize, now: Moment, effects: &mut V
 /// Takes note of connections, and of what follows: more workers, full ones, idle ones.
 pub(super) fn load(state: &mut State, connections: &[(BackendId, u64)], now: Moment, effects: &mut Vec<Effect>) {
     let stopping = state.stopping;
+    let connections: HashMap<BackendId, u64> = connections.iter().copied().collect();
     for app in 0..state.apps.len() {
         let App { spec, workers, .. } = &mut state.apps[app];
         let mut back = Vec::new();
         let mut is_ring_new = false;
         for worker in workers.iter_mut().filter(|worker| worker.is_up()) {
-            let Some(&(_, count)) = connections.iter().find(|(backend, _)| *backend == worker.backend) else {
-                continue;
-            };
+            let Some(&count) = connections.get(&worker.backend) else { continue };
             if count > 0 || worker.connections > 0 {
                 worker.used = now;
             }
@@ -175,15 +178,13 @@ pub(super) fn load(state: &mut State, connections: &[(BackendId, u64)], now: Mom
 }
 
 /// Ends a worker that nobody has used for long, unless the app needs it.
-pub(super) fn reap(app: &mut App, number: usize, worker: u32, now: Moment, effects: &mut Vec<Effect>) {
-    let is_due = app.worker(worker).and_then(|worker| worker.idle_at(app)).is_some_and(|at| now >= at);
-    // The last one goes first, so that the first ones keep their numbers.
-    let is_last = |other: &Worker| other.number <= worker || other.idle_at(app).is_none_or(|at| now < at);
-    if !is_due || !app.workers.iter().all(is_last) {
-        return;
-    }
+pub(super) fn reap(app: &mut App, number: usize, now: Moment, effects: &mut Vec<Effect>) {
+    let Some(idle) = app.reaps_after() else { return };
     let deadline = now + app.spec.drain;
-    app.process(worker).enter(Phase::Draining { deadline, idle: true }, now);
+    let is_due = |worker: &&mut Worker| worker.idle_since().is_some_and(|since| now >= since + idle);
+    // The last one goes first, so that the first ones keep their numbers.
+    let Some(worker) = app.workers.iter_mut().filter(is_due).max_by_key(|worker| worker.number) else { return };
+    worker.enter(Phase::Draining { deadline, idle: true }, now);
     publish_ring(app, number, now, effects);
 }
 

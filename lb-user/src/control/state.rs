@@ -173,16 +173,22 @@ impl State {
 
     /// The worker that this is now.
     pub fn worker(&self, backend: BackendId) -> Option<(usize, &Worker)> {
-        self.apps
-            .iter()
-            .enumerate()
-            .find_map(|(app, a)| Some((app, a.workers.iter().find(|w| w.backend == backend && w.is_up())?)))
+        self.apps.iter().enumerate().find_map(|(number, app)| Some((number, app.up(backend)?)))
+    }
+
+    /// Processes that are starting, over all apps.
+    pub(super) fn starting(&self) -> usize {
+        let workers = self.apps.iter().flat_map(|app| &app.workers);
+        workers.filter(|worker| matches!(worker.phase, Phase::Starting { .. })).count()
     }
 
     /// When something falls due by itself.
     pub fn next_deadline(&self) -> Option<Moment> {
-        let deadlines = self.apps.iter().flat_map(|app| app.workers.iter().map(move |worker| (app, worker)));
-        deadlines.filter_map(|(app, worker)| worker.deadline(app)).min()
+        let deadlines = self.apps.iter().flat_map(|app| {
+            let reaps_after = app.reaps_after();
+            app.workers.iter().filter_map(move |worker| worker.deadline(reaps_after))
+        });
+        deadlines.min()
     }
 }
 
@@ -222,6 +228,11 @@ impl App {
         self.workers.iter().find(|worker| worker.number == number)
     }
 
+    /// The worker that is this process or host now, while it is up.
+    pub(super) fn up(&self, backend: BackendId) -> Option<&Worker> {
+        self.workers.iter().find(|worker| worker.backend == backend && worker.is_up())
+    }
+
     /// The worker with this number, made if there is none.
     pub(super) fn process(&mut self, number: u32) -> &mut Worker {
         let at = self.workers.iter().position(|worker| worker.number == number).unwrap_or_else(|| {
@@ -240,6 +251,11 @@ impl App {
     /// Processes that have, or will have, their share of clients.
     pub(super) fn serving(&self) -> u32 {
         self.workers.iter().filter(|worker| worker.is_process() && worker.counts()).count() as u32
+    }
+
+    /// How long a worker may have no connections before it is ended; `None` while all of them are needed.
+    pub(super) fn reaps_after(&self) -> Option<Duration> {
+        self.spec.idle.filter(|_| !self.removed && self.serving() > self.spec.min)
     }
 
     /// Connections above which one more worker is started, while this many serve.
@@ -353,21 +369,21 @@ impl Worker {
         (is_wanted && self.replaces.is_none()) || self.drained
     }
 
-    /// When it is ended for want of connections.
-    pub(super) fn idle_at(&self, app: &App) -> Option<Moment> {
+    /// Since when it is a process without connections that takes clients.
+    pub(super) fn idle_since(&self) -> Option<Moment> {
         let is_idle = self.is_process() && self.phase == Phase::Ready && self.connections == 0;
-        let is_spare = app.serving() > app.spec.min;
-        app.spec.idle.filter(|_| is_idle && is_spare && !app.removed).map(|idle| self.used + idle)
+        is_idle.then_some(self.used)
     }
 
-    fn deadline(&self, app: &App) -> Option<Moment> {
+    /// `reaps_after`: the app's [`App::reaps_after`].
+    fn deadline(&self, reaps_after: Option<Duration>) -> Option<Moment> {
         match self.phase {
             Phase::Draining { deadline: Moment::MAX, .. } => None,
             Phase::Starting { deadline } | Phase::Draining { deadline, .. } => Some(deadline),
             Phase::Leaving { until, .. } => Some(until),
             Phase::Ending { kill_at, .. } => Some(kill_at),
             Phase::Backoff { until, .. } => Some(until),
-            Phase::Ready => self.idle_at(app),
+            Phase::Ready => Some(self.idle_since()? + reaps_after?),
             Phase::Failed { retry_at, .. } => Some(retry_at + FAILED_AGAIN),
             Phase::Stopped | Phase::Queued | Phase::Silent { .. } => None,
         }

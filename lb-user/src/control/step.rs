@@ -153,15 +153,7 @@ pub fn step(mut state: State, event: Event, now: Moment) -> (State, Vec<Effect>)
 }
 
 pub(super) fn find(state: &mut State, backend: BackendId) -> Option<(usize, &mut Worker)> {
-    state
-        .apps
-        .iter_mut()
-        .enumerate()
-        .find_map(|(number, app)| Some((number, app.workers.iter_mut().find(|w| w.backend == backend && w.is_up())?)))
-}
-
-fn find_in(app: &App, backend: BackendId) -> Option<&Worker> {
-    app.workers.iter().find(|worker| worker.backend == backend && worker.is_up())
+    known(state, backend).filter(|(_, worker)| worker.is_up())
 }
 
 /// The worker with this id, up or not.
@@ -205,7 +197,7 @@ fn ended(state: &mut State, app: usize, backend: BackendId, how: String, now: Mo
     let is_over = state.stopping || state.apps[app].removed;
     state.backends.release(backend);
     let it = &mut state.apps[app];
-    let leaves_room = find_in(it, backend).is_some_and(|worker| worker.counts() && !worker.drained);
+    let leaves_room = it.up(backend).is_some_and(|worker| worker.counts() && !worker.drained);
     let mut spare = it.spec.max.saturating_sub(it.serving()) + u32::from(leaves_room);
     let mut is_replaced = false;
     for successor in it.workers.iter_mut().filter(|other| other.replaces == Some(backend)) {
@@ -287,10 +279,10 @@ fn due(state: &mut State, app: usize, now: Moment, effects: &mut Vec<Effect>) {
             Phase::Failed { retry_at, .. } if now >= retry_at + FAILED_AGAIN => {
                 schedule::spawn(state, app, number, now, effects);
             }
-            Phase::Ready => schedule::reap(&mut state.apps[app], app, number, now, effects),
             _ => {}
         }
     }
+    schedule::reap(&mut state.apps[app], app, now, effects);
 }
 
 /// Ends the transition of every slot that no binding needs any more.

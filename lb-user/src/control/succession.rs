@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lb_common::abi::{BackendId, Slot};
+use lb_common::abi::{APPS_MAX, BackendId, Slot};
 
 use super::persist::{Refusal, Saved, SavedRemote, SavedWorker};
 use super::remotes;
@@ -101,10 +101,9 @@ impl Runner {
 
     /// Ids that the kernel's tables still name are not given to others, although the state file does not list them.
     fn spare_ids(&mut self) {
-        let apps = 0..self.state.apps.len() as u32;
         let datapath = self.kernel.datapath();
         let listed = datapath.map_or_else(Vec::new, |datapath| {
-            let rings = apps.filter_map(|app| datapath.ring(app)).flatten();
+            let rings = (0..APPS_MAX).filter_map(|app| datapath.ring(app)).flatten();
             let owners = rings.flat_map(|slot| [slot.current, slot.previous]);
             owners.chain(datapath.backends()).collect()
         });

@@ -16,6 +16,7 @@ use std::time::Duration;
 pub use keeper::Keeper;
 
 use crate::admin::report::OutputFile;
+use crate::admin::unknown_app;
 use crate::config::Config;
 
 /// What is kept.
@@ -69,8 +70,7 @@ impl Policy {
 pub fn files(config: &Config, name: &str) -> Result<Vec<OutputFile>, String> {
     let (app_name, number) = name.split_once('/').map_or((name, None), |(app, number)| (app, Some(number)));
     let Some(app) = config.apps.iter().find(|app| app.name == app_name) else {
-        let names: Vec<&str> = config.apps.iter().map(|app| app.name.as_str()).collect();
-        return Err(format!("no app is called {app_name:?}; there are: {}", names.join(", ")));
+        return Err(unknown_app(app_name, config.apps.iter().map(|app| app.name.as_str())));
     };
     // A restart gives numbers beyond.
     let workers = app.workers.max.max(name::numbers(&config.homing.log_dir, app_name));

@@ -99,8 +99,7 @@ impl Inner {
     /// Nobody has room: who is new need not wait where no worker will come.
     fn check_full(&self, route: &AppRoute) -> Result<(), Refusal> {
         let mut workers = route.workers.iter().filter(|worker| !worker.draining).peekable();
-        let has_room = |worker: &WorkerRoute| worker.load.open.load(Ordering::Relaxed) < worker.room;
-        if route.may_grow || workers.peek().is_none() || workers.any(has_room) {
+        if route.may_grow || workers.peek().is_none() || workers.any(WorkerRoute::has_room) {
             return Ok(());
         }
         tracing::debug!(app = &*route.name, "request refused: every worker is full");

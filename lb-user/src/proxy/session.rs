@@ -38,7 +38,7 @@ fn least_loaded(workers: &[WorkerRoute], shunned: Option<BackendId>) -> Option<&
 
 /// Whether a new client may go there.
 pub fn takes_clients(worker: &WorkerRoute, shunned: Option<BackendId>) -> bool {
-    !worker.draining && Some(worker.backend) != shunned && worker.load.open.load(Relaxed) < worker.room
+    worker.takes_new_clients() && Some(worker.backend) != shunned
 }
 
 #[cfg(test)]

@@ -112,6 +112,25 @@ fn listening_inodes(members: &[Stat], port: Option<u16>) -> io::Result<HashSet<u
     Ok(inodes)
 }
 
+/// A row of /proc/net/tcp.
+struct Row<'l> {
+    /// Of the local address.
+    port: Option<u16>,
+    state: &'l str,
+    /// 0: nobody has accepted it.
+    inode: Option<u64>,
+}
+
+impl<'l> Row<'l> {
+    /// `None` for what is no row.
+    fn parse(line: &'l str) -> Option<Self> {
+        let mut fields = line.split_ascii_whitespace();
+        let (local, state) = (fields.nth(1)?, fields.nth(1)?);
+        let port = local.rsplit_once(':').and_then(|(_, digits)| u16::from_str_radix(digits, 16).ok());
+        Some(Self { port, state, inode: fields.nth(5)?.parse().ok() })
+    }
+}
+
 /// Stops at the first socket that does not listen: the kernel lists those that do before all others
 /// (Documentation/networking/proc_net_tcp.rst), and the others may be a hundred thousand.
 fn read_table(table: impl BufRead, port: Option<u16>, inodes: &mut HashSet<u64>) -> io::Result<()> {
@@ -121,14 +140,12 @@ fn read_table(table: impl BufRead, port: Option<u16>, inodes: &mut HashSet<u64>)
             Err(error) if is_gone(&error) => return Ok(()),
             Err(error) => return Err(error),
         };
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        let &[_, local, _, state, _, _, _, _, _, inode, ..] = fields.as_slice() else { continue };
-        if state != STATE_LISTEN {
+        let Some(row) = Row::parse(&line) else { continue };
+        if row.state != STATE_LISTEN {
             return Ok(());
         }
-        let local_port = local.rsplit_once(':').and_then(|(_, digits)| u16::from_str_radix(digits, 16).ok());
-        if port.is_none() || local_port == port {
-            inodes.extend(inode.parse::<u64>());
+        if port.is_none() || row.port == port {
+            inodes.extend(row.inode);
         }
     }
     Ok(())
@@ -152,15 +169,13 @@ pub fn connections(process: &Process, ports: &[u16]) -> io::Result<u64> {
         };
         for line in BufReader::new(file).lines().skip(1) {
             let line = line?;
-            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-            let &[_, local, _, state, _, _, _, _, _, inode, ..] = fields.as_slice() else { continue };
-            let port = local.rsplit_once(':').and_then(|(_, digits)| u16::from_str_radix(digits, 16).ok());
-            if NOT_OPEN.contains(&state) || !port.is_some_and(|port| ports.contains(&port)) {
+            let Some(row) = Row::parse(&line) else { continue };
+            if NOT_OPEN.contains(&row.state) || !row.port.is_some_and(|port| ports.contains(&port)) {
                 continue;
             }
-            match inode.parse::<u64>() {
-                Ok(0) | Err(_) => unaccepted += 1,
-                Ok(inode) => drop(inodes.insert(inode)),
+            match row.inode {
+                Some(0) | None => unaccepted += 1,
+                Some(inode) => drop(inodes.insert(inode)),
             }
         }
     }

@@ -127,6 +127,7 @@ fn start(spec: &Spec, group: Option<Group>) -> Result<Spawned, SpawnError> {
     let log = open_log(&spec.log).map_err(log_error)?;
     let log_twin = log.try_clone().map_err(log_error)?;
     let groups = group.as_ref().map_or_else(|| Ok(Vec::new()), Group::doors);
+    let groups = groups.map_err(|source| SpawnError::Group { app: app(), source })?;
     if let Entrance::Socket(path) = &spec.entrance {
         let identity = account.identity.as_ref();
         let owner = identity.map(|identity| (identity.uid.as_raw(), identity.gid.as_raw()));
@@ -145,7 +146,7 @@ fn start(spec: &Spec, group: Option<Group>) -> Result<Spawned, SpawnError> {
         .stderr(log_twin);
     let confinement = Confinement {
         identity: account.identity,
-        groups: groups.map_err(|source| SpawnError::Group { app: app(), source })?,
+        groups,
         limits: limits::of(&spec.isolation.limits),
         umask: spec.isolation.umask,
         no_new_privileges: spec.isolation.no_new_privileges,

@@ -2,6 +2,8 @@
 
 use super::*;
 
+const IDLE: Duration = Duration::from_secs(60);
+
 /// Workers 0 to N-1, ready, of an app with these bounds.
 fn app(min: u32, max: u32, change: impl FnOnce(&mut AppSpec)) -> Control {
     let mut spec = spec(0, min, max);
@@ -22,6 +24,15 @@ impl Control {
         for backend in starting {
             self.event(Event::Ready { backend });
         }
+    }
+
+    /// Worker 0, ready, of an app on demand with `max`, whose idle workers are ended after [`IDLE`].
+    fn on_demand(max: u32) -> (Self, BackendId) {
+        let mut control = app(0, max, |spec| spec.idle = Some(IDLE));
+        control.event(Event::Demand { app: 0 });
+        control.ready_all();
+        let backend = control.backend(0);
+        (control, backend)
     }
 
     /// As many connections as are given on worker 0, none on the others; how many serve then.
@@ -92,15 +103,11 @@ fn a_request_that_finds_every_worker_full_starts_another() {
 
 #[test]
 fn an_idle_worker_is_ended_in_steps_that_lose_no_connection() {
-    let idle = Duration::from_secs(60);
-    let mut control = app(0, 2, |spec| spec.idle = Some(idle));
-    control.event(Event::Demand { app: 0 });
-    control.ready_all();
-    let backend = control.backend(0);
+    let (mut control, backend) = Control::on_demand(2);
     control.load(&[(backend, 1)]);
-    control.now += idle * 2;
+    control.now += IDLE * 2;
     control.load(&[(backend, 0)]);
-    assert_eq!(control.after(idle - Duration::from_secs(1)), [], "the time begins with the end of the last connection");
+    assert_eq!(control.after(IDLE - Duration::from_secs(1)), [], "the time begins with the end of the last connection");
     control.after(Duration::from_secs(1));
     assert_eq!(control.slots_of(backend), 0, "first nobody new");
     assert_eq!(control.load(&[(backend, 0)]), [Effect::Retire { backend }], "then nobody at all");
@@ -115,13 +122,9 @@ fn an_idle_worker_is_ended_in_steps_that_lose_no_connection() {
 
 #[test]
 fn a_connection_that_races_the_end_of_an_idle_worker_keeps_it() {
-    let idle = Duration::from_secs(60);
     for look in [Duration::ZERO, Duration::from_millis(500)] {
-        let mut control = app(0, 1, |spec| spec.idle = Some(idle));
-        control.event(Event::Demand { app: 0 });
-        control.ready_all();
-        let backend = control.backend(0);
-        control.after(idle);
+        let (mut control, backend) = Control::on_demand(1);
+        control.after(IDLE);
         if !look.is_zero() {
             control.load(&[(backend, 0)]);
             control.now += look;
@@ -137,12 +140,8 @@ fn a_connection_that_races_the_end_of_an_idle_worker_keeps_it() {
 
 #[test]
 fn a_stop_while_an_idle_worker_is_being_left_ends_even_if_a_connection_was_under_way_to_it() {
-    let idle = Duration::from_secs(60);
-    let mut control = app(0, 1, |spec| spec.idle = Some(idle));
-    control.event(Event::Demand { app: 0 });
-    control.ready_all();
-    let backend = control.backend(0);
-    control.after(idle);
+    let (mut control, backend) = Control::on_demand(1);
+    control.after(IDLE);
     control.load(&[(backend, 0)]);
     assert!(matches!(control.phase(0), Phase::Leaving { .. }));
     control.event(Event::Stop { now: false });
@@ -155,14 +154,13 @@ fn a_stop_while_an_idle_worker_is_being_left_ends_even_if_a_connection_was_under
 
 #[test]
 fn idle_workers_are_ended_down_to_the_minimum_the_last_ones_first() {
-    let idle = Duration::from_secs(60);
-    let mut control = app(1, 4, |spec| spec.idle = Some(idle));
+    let mut control = app(1, 4, |spec| spec.idle = Some(IDLE));
     control.serving_with(100);
     control.ready_all();
     assert_eq!(control.state.apps[0].serving(), 4);
     control.serving_with(0);
     for _ in 0..8 {
-        control.after(idle);
+        control.after(IDLE);
         let all: Vec<_> = control.state.apps[0].workers.iter().map(|worker| (worker.backend, 0)).collect();
         control.load(&all);
     }

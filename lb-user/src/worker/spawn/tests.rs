@@ -19,6 +19,17 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary directory")
 }
 
+/// One that every user can enter; `None`, and a word, where workers cannot be started as another user.
+fn folder_for_others() -> Option<tempfile::TempDir> {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can start workers as another user");
+        return None;
+    }
+    let folder = folder();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("changed");
+    Some(folder)
+}
+
 fn port_of(spec: &Spec) -> u16 {
     spec.entrance.address().port().expect("a port")
 }
@@ -85,12 +96,7 @@ async fn a_descriptor_that_somebody_forgot_to_close_is_not_inherited() {
 
 #[tokio::test]
 async fn another_user_is_taken_on_with_its_groups_and_nothing_of_root() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: only root can start workers as another user");
-        return;
-    }
-    let folder = folder();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("changed");
+    let Some(folder) = folder_for_others() else { return };
     let script = "id -un; id -Gn; echo $HOME $USER; grep -E 'CapEff|CapAmb' /proc/$$/status";
     let mut spec = spec(folder.path(), &["sh", "-c", script]);
     spec.user = Some("nobody".to_owned());
@@ -243,12 +249,7 @@ async fn nothing_but_the_socket_is_passed_and_arguments_arrive_as_they_are() {
 
 #[tokio::test]
 async fn a_worker_of_another_user_is_passed_a_socket_too() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: only root can start workers as another user");
-        return;
-    }
-    let folder = folder();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("changed");
+    let Some(folder) = folder_for_others() else { return };
     let script = "id -un; test $LISTEN_PID = $$ && readlink /proc/$$/fd/3 | cut -d: -f1";
     let mut spec = passed(folder.path(), &["sh", "-c", script]);
     spec.user = Some("nobody".to_owned());
