@@ -9,7 +9,7 @@ use homing::demo::client::{self, Dialect, Outcome};
 use homing_tests::instance::{DEADLINE, Homing, binary, demo_app, free_address, is_alive, wait_for, workers};
 use homing_tests::network::{client_v4, stranger_v4};
 use homing_tests::session::Client;
-use homing_tests::site::{Site, assert_kept, pid_of, v4};
+use homing_tests::site::{CLIENTS, Site, assert_kept, pid_of, v4};
 use serde_json::Value;
 
 /// Concurrent sessions of the bar.
@@ -221,6 +221,60 @@ fn reload_replaces_the_workers_of_a_changed_command_and_open_sessions_stay() {
     drop(sessions);
     site.homing.wait_until("the old ones end with their sessions", |status| count(status, 0, "draining") == 0);
     assert!(!old.into_iter().any(is_alive));
+}
+
+#[test]
+fn after_a_kill_workers_of_another_environment_keep_their_sessions_and_are_replaced_one_by_one() {
+    let mut site = Site::start("127.0.0.1", "env = { TOKEN = \"first-secret\" }");
+    let Site { homing, network } = &mut site;
+    let client = |number| Client { namespace: Some(&network.clients), from: client_v4(number), target: v4() };
+    let mut sessions: Vec<_> = (1..=CLIENTS).map(|number| client(number).open()).collect();
+    let old: BTreeSet<i32> = homing.pids(0).into_iter().collect();
+    homing.kill();
+    for entry in std::fs::read_dir(homing.dir().join("state")).expect("readable").flatten() {
+        let text = String::from_utf8_lossy(&std::fs::read(entry.path()).unwrap_or_default()).into_owned();
+        assert!(!text.contains("first-secret"), "{:?} has it: {text}", entry.path());
+    }
+    edit(homing, "first-secret", "second-secret");
+    homing.start_again();
+    sessions.iter_mut().for_each(assert_kept);
+    let replaced = |status: &Value| status["apps"][0]["restarting"] == false && count(status, 0, "ready") == 4;
+    homing.wait_until("each has a successor", replaced);
+    sessions.iter_mut().for_each(assert_kept);
+    let newcomer = Client { from: stranger_v4(1), ..client(1) }.open();
+    assert!(!old.contains(&pid_of(&newcomer)), "who is new gets a new one");
+    let environment = std::fs::read(format!("/proc/{}/environ", newcomer.hello.pid)).expect("it runs");
+    assert!(String::from_utf8_lossy(&environment).contains("TOKEN=second-secret"));
+    drop((sessions, newcomer));
+    homing.wait_until("the old ones end with their sessions", |status| count(status, 0, "draining") == 0);
+    assert!(!old.into_iter().any(is_alive));
+    let new = homing.pids(0);
+    homing.kill();
+    homing.start_again();
+    assert!(replaced(&homing.status()), "who has what is configured is replaced by nobody");
+    assert_eq!(homing.pids(0), new);
+}
+
+#[test]
+fn killed_while_workers_are_replaced_homing_still_knows_which_of_them_are_outdated() {
+    let mut homing = Homing::start(&demo_app("demo", &[free_address()], "127.0.0.1", 2, ""));
+    homing.wait_for_workers(0, 2);
+    let pids = homing.pids(0);
+    let works = format!("{:?}, \"demo-worker\", \"--port\", \"{{port}}\", \"--host\", \"127.0.0.1\"", binary());
+    let hangs = "\"sleep\", \"1000\"";
+    edit(&homing, &works, hangs);
+    ask(&homing, &["reload"]);
+    homing.wait_until("a successor is starting", |status| count(status, 0, "starting") == 1);
+    homing.kill();
+    homing.start_again();
+    let status = homing.status();
+    assert!(status["apps"][0]["restarting"] == true && count(&status, 0, "ready") == 2, "{status:#}");
+    homing.kill();
+    edit(&homing, hangs, &works);
+    homing.start_again();
+    let status = homing.status();
+    assert!(status["apps"][0]["restarting"] == false && count(&status, 0, "ready") == 2, "{status:#}");
+    assert_eq!(homing.pids(0), pids, "what was changed back replaces nobody");
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub struct Isolation {
 }
 
 /// Limits of each process of a worker (setrlimit).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Limits {
     /// homing's own where absent.
     pub open_files: Option<u32>,

@@ -103,7 +103,8 @@ pub enum Affinity {
 }
 
 /// What a worker is given to listen on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ListensOn {
     /// A port of this machine's, which it binds.
     Port,

@@ -14,6 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::Signal;
 use super::confinement::{Asked, Confinement, kill_tree, stop_signal};
+use super::given::Given;
 use super::listeners::Look;
 use super::persist::SavedWorker;
 use super::readiness::{self, Waiting};
@@ -74,6 +75,8 @@ pub(super) struct Running {
     pub(super) started_at: u64,
     /// Where its output begins.
     output_since: Place,
+    /// Stands for what it was given at its start, whatever is configured since.
+    given: String,
     pub(super) load: Arc<Load>,
     /// Found, and not enlisted yet.
     pub(super) listeners: Vec<Listener<OwnedFd>>,
@@ -108,10 +111,10 @@ impl Running {
         self.listeners = found.unwrap_or_default();
     }
 
-    pub(super) fn saved(&self, app: &config::App, worker: &super::Worker) -> SavedWorker {
+    pub(super) fn saved(&self, app: &str, worker: &super::Worker) -> SavedWorker {
         let backend = worker.backend;
         SavedWorker {
-            app: app.name.clone(),
+            app: app.to_owned(),
             number: worker.number,
             place: worker.place,
             drained: worker.drained,
@@ -123,7 +126,7 @@ impl Running {
             incarnation: self.incarnation,
             started_at: self.started_at,
             output_since: self.output_since,
-            command: app.command.clone(),
+            given: self.given.clone(),
         }
     }
 }
@@ -227,6 +230,7 @@ impl Launcher {
             incarnation,
             started_at,
             output_since,
+            given: Given::by(app).fingerprint(incarnation),
             load: Arc::default(),
             listeners: Vec::new(),
             families: (false, false),
@@ -272,6 +276,7 @@ impl Launcher {
             incarnation: saved.incarnation,
             started_at: saved.started_at,
             output_since: saved.output_since,
+            given: saved.given.clone(),
             load: Arc::default(),
             listeners,
             families: (false, false),

@@ -9,6 +9,7 @@ mod confinement;
 pub mod doors;
 mod fixed;
 mod ghosts;
+mod given;
 mod housekeeping;
 mod last_output;
 mod launch;
@@ -87,7 +88,7 @@ pub enum Event {
 pub struct AsItWas {
     /// Its place on the ring; 0 where that is not known.
     pub place: u64,
-    /// Another command, or anything else that it was given, would be started now.
+    /// It would be given something else at its start now: another command, environment or user, for instance.
     pub outdated: bool,
     /// By an operator.
     pub drained: bool,

@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use crate::address::Address;
 
 /// Raised when the file's meaning changes; another version is set aside, not read.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 #[derive(Serialize, Deserialize, Debug, Clone, Default, PartialEq)]
 pub struct Saved {
@@ -54,8 +54,8 @@ pub struct SavedWorker {
     pub started_at: u64,
     /// Where its output begins.
     pub output_since: i64,
-    /// What it was started with; a worker of another command is replaced.
-    pub command: Vec<String>,
+    /// Stands for all that it was given at its start; a worker that would be given something else now is replaced.
+    pub given: String,
 }
 
 /// Why a state file is not believed.
@@ -92,7 +92,7 @@ impl Saved {
 
     pub fn encode(&self) -> Vec<u8> {
         let state = serde_json::value::to_raw_value(self).expect("names and numbers are always JSON");
-        let envelope = Envelope { version: VERSION, sha256: checksum(state.get()), state: &state };
+        let envelope = Envelope { version: VERSION, sha256: checksum(state.get().as_bytes()), state: &state };
         let mut bytes = serde_json::to_vec(&envelope).expect("as is this");
         bytes.push(b'\n');
         bytes
@@ -117,15 +117,16 @@ impl Saved {
             return Err(Refusal::OtherVersion { found: version });
         }
         let envelope: Envelope<'_> = serde_json::from_slice(bytes).map_err(not_whole)?;
-        if checksum(envelope.state.get()) != envelope.sha256 {
+        if checksum(envelope.state.get().as_bytes()) != envelope.sha256 {
             return Err(Refusal::Checksum);
         }
         serde_json::from_str(envelope.state.get()).map_err(not_whole)
     }
 }
 
-fn checksum(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().fold(String::new(), |mut hex, byte| {
+/// SHA-256, in hexadecimal.
+pub(super) fn checksum(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::new(), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
         hex
     })
@@ -151,7 +152,7 @@ pub(super) mod tests {
             incarnation: u64::MAX,
             started_at: 1_700_000_000,
             output_since: 4_096,
-            command: vec!["uvicorn".into(), "--é\"\\ \u{1}".into()],
+            given: "--é\"\\ \u{1}".into(),
         };
         let remote = SavedRemote {
             app: "sales".into(),
@@ -217,7 +218,7 @@ pub(super) mod tests {
             byte in any::<u8>(),
         ) {
             let mut saved = Saved { last_ids: ids, apps: names.clone(), ..saved() };
-            saved.workers[0].command = names;
+            saved.workers[0].given = names.concat();
             let mut bytes = saved.encode();
             prop_assert_eq!(Saved::decode(&bytes), Ok(saved.clone()));
             let place = place.index(bytes.len());

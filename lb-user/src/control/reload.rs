@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use lb_common::abi::APPS_MAX;
 
 use super::fixed;
+use super::given::Given;
 use super::runner::Runner;
 use super::state::{AppSpec, check_workers};
 use super::{Event, doors};
@@ -218,12 +219,9 @@ fn touched(file: PathBuf) -> Option<SystemTime> {
     std::fs::metadata(file).and_then(|metadata| metadata.modified()).ok()
 }
 
-/// What a process is given at its start.
+/// Whether a process that lives does not have what a new one would get.
 fn needs_restart(old: &App, new: &App) -> bool {
-    fn given(app: &App) -> impl PartialEq + '_ {
-        (&app.command, &app.directory, &app.user, &app.env, app.listens_on, &app.isolation)
-    }
-    given(old) != given(new)
+    Given::by(old) != Given::by(new) || old.isolation != new.isolation
 }
 
 /// What of `[homing]` a running homing cannot change.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use lb_common::abi::{APPS_MAX, BackendId, Slot};
 
+use super::given::Given;
 use super::persist::{Refusal, Saved, SavedRemote, SavedWorker};
 use super::remotes;
 use super::runner::Runner;
@@ -48,9 +49,9 @@ impl Runner {
                     self.running.insert(backend, running);
                     adopted.push(backend);
                     let app = wanted.expect("only wanted workers are adopted");
-                    let current = self.config.apps[app].command == worker.command;
+                    let given = Given::by(&self.config.apps[app]).fingerprint(worker.incarnation);
                     let &SavedWorker { number, place, drained, draining, .. } = worker;
-                    let as_it_was = AsItWas { place, outdated: !current, drained, draining };
+                    let as_it_was = AsItWas { place, outdated: given != worker.given, drained, draining };
                     self.happen(Event::Adopted { app, number, backend, as_it_was });
                 }
                 None => {
@@ -117,9 +118,8 @@ impl Runner {
             .state
             .apps
             .iter()
-            .zip(&self.config.apps)
-            .flat_map(|(app, config)| app.workers.iter().map(move |worker| (worker, config)))
-            .filter_map(|(worker, config)| Some(self.running.get(&worker.backend)?.saved(config, worker)))
+            .flat_map(|app| app.workers.iter().map(move |worker| (app, worker)))
+            .filter_map(|(app, worker)| Some(self.running.get(&worker.backend)?.saved(&app.spec.name, worker)))
             .collect();
         let remotes = self
             .state
