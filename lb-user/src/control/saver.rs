@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -33,6 +33,13 @@ const FILE_BYTES_MAX: u64 = 64 << 20;
 const MODE: u32 = 0o600;
 /// Between looks whether the last save is on the disk, at the end.
 const FINISH_LOOK: Duration = Duration::from_millis(5);
+
+/// Nobody is at work on the files.
+const IDLE: u8 = 0;
+/// The task is, on all that was saved.
+const BUSY: u8 = 1;
+/// … and there is more since it began.
+const BEHIND: u8 = 2;
 
 /// What the last run left.
 #[derive(Debug, PartialEq)]
@@ -60,8 +67,8 @@ impl Found {
 /// Keeps the state file of one directory.
 pub(super) struct Saver {
     dir: PathBuf,
-    /// A task takes saves to the disk, one after the other.
-    syncing: Arc<AtomicBool>,
+    /// A task takes saves to the disk, one after the other: whether it is at work.
+    syncing: Arc<AtomicU8>,
     /// The last save failed, and is to be tried again.
     unsaved: bool,
     trouble: Arc<Mutex<Trouble>>,
@@ -90,12 +97,13 @@ impl Saver {
     }
 
     fn sync(&self) {
-        if self.syncing.swap(true, Ordering::SeqCst) {
+        if self.syncing.swap(BEHIND, Ordering::SeqCst) != IDLE {
             return;
         }
         let (dir, syncing, trouble) = (self.dir.clone(), Arc::clone(&self.syncing), Arc::clone(&self.trouble));
         tokio::task::spawn_blocking(move || {
             loop {
+                syncing.store(BUSY, Ordering::SeqCst);
                 match to_disk(&dir) {
                     Ok(()) => {
                         if trouble.lock().unwrap_or_else(PoisonError::into_inner).is_over() {
@@ -104,9 +112,7 @@ impl Saver {
                     }
                     Err(error) => say(&trouble, &dir, &error),
                 }
-                syncing.store(false, Ordering::SeqCst);
-                // One that came after the look and before the store has told nobody.
-                if !dir.join(NEXT).exists() || syncing.swap(true, Ordering::SeqCst) {
+                if syncing.compare_exchange(BUSY, IDLE, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
                     break;
                 }
             }
@@ -115,7 +121,7 @@ impl Saver {
 
     /// Waits until no save is under way: the files may be another's then.
     pub(super) async fn settle(&self) {
-        while self.syncing.load(Ordering::SeqCst) {
+        while self.syncing.load(Ordering::SeqCst) != IDLE {
             tokio::time::sleep(FINISH_LOOK).await;
         }
     }
@@ -252,9 +258,7 @@ mod tests {
                 assert_eq!(Saver::open(copy.path()).1, Found::State(state));
             }
         }
-        while saver.syncing.load(Ordering::SeqCst) {
-            tokio::task::yield_now().await;
-        }
+        saver.settle().await;
         assert_eq!(names(dir.path()), [FILE], "all is on the disk");
         assert_eq!(Saver::open(dir.path()).1, Found::State(Saved { last_ids: vec![199], ..saved() }));
         saver.finish().await;
@@ -313,9 +317,7 @@ mod tests {
         let dir = dir();
         let (mut saver, _) = Saver::open(dir.path());
         saver.save(&saved());
-        while saver.syncing.load(Ordering::SeqCst) {
-            tokio::task::yield_now().await;
-        }
+        saver.settle().await;
         fs::create_dir(dir.path().join(DRAFT)).expect("in the way");
         saver.save(&other());
         assert!(saver.is_behind());
