@@ -1,4 +1,5 @@
-//! Client → backend bindings, and promotions, in plain memory, for when the kernel path is off and no BPF map holds them.
+//! Client → backend bindings, and promotions, in plain memory, for when the kernel path is off and no BPF map holds them;
+//! and what of them one homing tells another.
 //!
 //! Nothing here judges a binding; `lb_common::affinity` does, over whichever table is in use.
 
@@ -7,8 +8,10 @@ use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lb_common::abi::{BackendId, Binding, BindingKey, PROMOTED_MAX, Promotion};
+use lb_common::addr::Addr;
 use lru::LruCache;
 
+use crate::admin::report::Bound;
 use crate::routing::Bindings;
 
 /// Bindings kept at once; beyond it the one that was bound or refreshed longest ago is forgotten.
@@ -23,6 +26,35 @@ pub fn monotonic_s() -> u32 {
 pub fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+impl Bound {
+    /// All that is in a table, for another homing; at most [`BINDINGS_MAX`] bindings, those that were seen last.
+    pub fn of(bindings: &dyn Bindings) -> Self {
+        let now_s = bindings.now_s();
+        let seen = |binding: &Binding| if binding.connections > 0 { now_s } else { binding.seen_s };
+        let all = bindings.all().into_iter();
+        let mut taken: Vec<_> =
+            all.map(|(key, binding)| (key.client.into(), key.app, binding.backend.0, seen(&binding))).collect();
+        taken.sort_unstable_by_key(|&(.., seen_s)| now_s.wrapping_sub(seen_s));
+        taken.truncate(BINDINGS_MAX);
+        // So that they are forgotten in this order, too.
+        taken.reverse();
+        let promotions = bindings.promotions().into_iter();
+        let promotions = promotions.map(|(key, promotion)| (key.client.into(), key.app, promotion.seen_s)).collect();
+        Self { bindings: taken, promotions }
+    }
+
+    /// Puts all of it into a table.
+    pub fn inherit(&self, bindings: &dyn Bindings) {
+        let key = |client, app| BindingKey { client: Addr::from(client), app, reserved: 0 };
+        for &(client, app, backend, seen_s) in &self.bindings {
+            bindings.inherit(&key(client, app), BackendId(backend), seen_s);
+        }
+        for &(client, app, seen_s) in &self.promotions {
+            bindings.inherit_promotion(&key(client, app), Promotion { seen_s, reserved: 0 });
+        }
+    }
 }
 
 /// A bounded table, least recently bound first out.
@@ -80,6 +112,20 @@ impl Bindings for MemoryBindings {
         }
     }
 
+    fn inherit(&self, key: &BindingKey, backend: BackendId, seen_s: u32) {
+        let mut table = self.table();
+        if table.len() < self.entries_max.get() && !table.contains(key) {
+            table.put(*key, Binding { backend, connections: 0, seen_s, reserved: 0 });
+        }
+    }
+
+    fn inherit_promotion(&self, key: &BindingKey, promotion: Promotion) {
+        let mut promoted = self.promoted();
+        if promoted.len() < PROMOTED_MAX as usize {
+            promoted.entry(*key).or_insert(promotion);
+        }
+    }
+
     fn all(&self) -> Vec<(BindingKey, Binding)> {
         self.table().iter().map(|(key, binding)| (*key, *binding)).collect()
     }
@@ -127,6 +173,27 @@ mod tests {
         assert_eq!(bindings.len(), 2);
         assert_eq!(bindings.get(&key(2)), None, "the oldest idle one goes");
         assert_eq!(bindings.get(&key(1)).map(|b| b.backend), Some(BackendId::new(1, 1)));
+    }
+
+    #[test]
+    fn what_another_homing_remembered_is_known_here_as_it_was_and_goes_before_nothing_newer() {
+        let (old, new) = (MemoryBindings::new(), MemoryBindings::with_room_for(NonZeroUsize::new(3).expect("not 0")));
+        let now_s = old.now_s();
+        for (host, ago_s) in [(1, 30), (2, 10), (3, 20)] {
+            old.inherit(&key(host), BackendId::new(host.into(), 1), now_s.wrapping_sub(ago_s));
+        }
+        old.promote(&key(2));
+        new.bind(&key(3), BackendId::new(9, 9));
+        let bound = Bound::of(&old);
+        let json = serde_json::to_vec(&bound).expect("written");
+        serde_json::from_slice::<Bound>(&json).expect("read").inherit(&new);
+        assert_eq!(new.get(&key(1)), old.get(&key(1)));
+        assert_eq!(new.get(&key(2)), old.get(&key(2)));
+        assert_eq!(new.get(&key(3)).map(|binding| binding.backend), Some(BackendId::new(9, 9)));
+        assert_eq!(new.promotions(), old.promotions());
+        new.bind(&key(3), BackendId::new(9, 9));
+        new.bind(&key(4), BackendId::new(9, 9));
+        assert_eq!(new.get(&key(1)), None, "the longest unseen is forgotten first");
     }
 
     #[test]

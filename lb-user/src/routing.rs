@@ -89,6 +89,10 @@ pub trait Bindings: Send + Sync {
     fn get(&self, key: &BindingKey) -> Option<Binding>;
     /// Binds the client to `backend`, or refreshes the binding. Cheap enough to call once a request.
     fn bind(&self, key: &BindingKey, backend: BackendId);
+    /// Binds the client as it was bound in another table, whose clock is the same. What is known here is newer.
+    fn inherit(&self, key: &BindingKey, backend: BackendId, seen_s: u32);
+    /// Promotes the client as it was elsewhere.
+    fn inherit_promotion(&self, key: &BindingKey, promotion: Promotion);
     /// All bindings, in no order; those written meanwhile may be missing.
     fn all(&self) -> Vec<(BindingKey, Binding)>;
     /// The client's promotion, if its users are told apart by cookie.

@@ -100,6 +100,11 @@ impl Homing {
         self.when_ready(child)
     }
 
+    /// Starts another one that is expected to refuse to take over; waits for its end.
+    pub fn replace_in_vain(&self) -> Output {
+        self.spawn(&["--replace"]).wait_with_output().expect("homing can be waited for")
+    }
+
     /// From now on it is this one. Waits for the end of the former.
     pub fn succeeded_by(&mut self, successor: Child) -> ExitStatus {
         let mut former = self.child.replace(successor).expect("homing runs");

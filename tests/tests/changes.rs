@@ -162,6 +162,88 @@ fn replaced_under_load_by_another_homing_no_request_fails_and_nobody_moves() {
     assert_eq!(status["pid"], site.homing.status()["pid"]);
 }
 
+/// Clients bound to workers that the ring would not give them, and what becomes of them when a homing with this
+/// `kernel_path` is replaced by one with that.
+fn bound_clients_keep_their_workers_when_replaced(before: &str, after: &str, counter: &str) {
+    let settings = format!("kernel_path = {before:?}");
+    let app = demo_app("demo", &[v4()], "127.0.0.1", 4, "").replace("max = 4", "max = 4\nmax_connections = 1000");
+    let mut site = Site::configured(&settings, &app);
+    let Site { homing, network } = &mut site;
+    homing.wait_for_workers(0, 4);
+    ask(homing, &["drain", "demo/3"]);
+    homing.wait_until("it has ended", |status| count(status, 0, "ready") == 3 && count(status, 0, "draining") == 0);
+    // So many that some of them are in slots that the fourth worker gets, whatever the seed.
+    let client = |number| Client { namespace: Some(&network.clients), from: stranger_v4(number), target: v4() };
+    let mut sessions: Vec<_> = (0..60).map(|number| client(number).open()).collect();
+    ask(homing, &["undrain", "demo/3"]);
+    homing.wait_for_workers(0, 4);
+    let is_bound = |homing: &Homing, number: u16| {
+        let trace = homing.trace("demo", &stranger_v4(number).to_string());
+        let owned = trace["steps"][1].as_str().is_some_and(|step| step.ends_with("owned by demo/3"));
+        owned && trace["rule"] == "bound" && trace["worker"] != "demo/3"
+    };
+    let bound: Vec<u16> = (0..60).filter(|&number| is_bound(homing, number)).collect();
+    assert!(!bound.is_empty());
+    // Some of them are away while it happens.
+    let stays = |number: u16| number.is_multiple_of(2);
+    let mut away = Vec::new();
+    for number in (0..60).rev().filter(|&number| !stays(number)) {
+        away.push((number, sessions.remove(number.into()).hello.worker));
+    }
+    edit(homing, &settings, &format!("kernel_path = {after:?}"));
+    let successor = homing.replace();
+    homing.wait_until("it is the new one", |status| status["pid"] == successor.id());
+    let counted = |homing: &Homing| homing.status()["counters"][counter].as_u64().unwrap_or(0);
+    let counted_before = counted(homing);
+    sessions.iter_mut().for_each(assert_kept);
+    for (number, worker) in away {
+        assert_eq!(client(number).open().hello.worker, worker, "client {number} comes back to its worker");
+    }
+    assert!(bound.iter().all(|&number| is_bound(homing, number)));
+    let bound = u64::try_from(bound.len()).expect("few");
+    assert!(counted(homing) >= counted_before + bound, "on the path that was meant: {:#}", homing.status()["counters"]);
+    drop(sessions);
+    assert!(homing.succeeded_by(successor).success());
+}
+
+#[test]
+fn replaced_by_another_homing_bound_clients_keep_their_workers_on_the_kernel_path() {
+    bound_clients_keep_their_workers_when_replaced("required", "preferred", "lookup_bound");
+}
+
+#[test]
+fn replaced_by_another_homing_bound_clients_keep_their_workers_on_the_http_path() {
+    bound_clients_keep_their_workers_when_replaced("off", "off", "http_address_bound");
+}
+
+#[test]
+fn replaced_by_a_homing_with_a_kernel_path_bound_clients_keep_their_workers_there() {
+    bound_clients_keep_their_workers_when_replaced("off", "required", "lookup_bound");
+}
+
+#[test]
+fn a_successor_that_would_not_see_the_connections_of_the_kernel_path_is_refused() {
+    let address = free_address();
+    let homing =
+        Homing::start_under(&[], "kernel_path = \"required\"", &demo_app("demo", &[address], "127.0.0.1", 1, ""));
+    homing.wait_for_workers(0, 1);
+    let mut session =
+        Client { namespace: None, from: "127.0.0.1".parse().expect("an address"), target: address }.open();
+    let pins = format!("pin_dir = {:?}", homing.pin_dir());
+    let elsewhere = format!("pin_dir = \"{}-other\"", homing.pin_dir().display());
+    for (from, to) in [("kernel_path = \"required\"", "kernel_path = \"off\""), (&*pins, &*elsewhere)] {
+        edit(&homing, from, to);
+        let refused = homing.replace_in_vain();
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(
+            !refused.status.success() && said.contains("leave homing.kernel_path and pin_dir as they are"),
+            "{said}"
+        );
+        edit(&homing, to, from);
+    }
+    assert_kept(&mut session);
+}
+
 #[test]
 fn a_session_that_the_replaced_homing_still_forwards_keeps_its_worker_from_ending_as_idle() {
     let address = free_address();

@@ -43,6 +43,15 @@ pub async fn post(socket: &Path, path_and_query: &str) -> Result<(), AskError> {
     ask(socket, hyper::Method::POST, path_and_query, Bytes::new()).await.map(drop)
 }
 
+/// POSTs without a body, for a JSON answer.
+///
+/// # Errors
+/// As [`get`].
+pub async fn post_for<T: DeserializeOwned>(socket: &Path, path_and_query: &str) -> Result<T, AskError> {
+    let body = ask(socket, hyper::Method::POST, path_and_query, Bytes::new()).await?;
+    serde_json::from_slice(&body).map_err(|error| broken(socket, &error))
+}
+
 /// Gives an order; what was done, in words.
 ///
 /// # Errors

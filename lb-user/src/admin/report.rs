@@ -168,6 +168,8 @@ pub struct Handover {
     pub doors: Vec<OpenDoor>,
     /// Where the replaced homing says what it still serves.
     pub predecessor: PathBuf,
+    /// Where its kernel path is pinned, if it has one, and clients' bindings with it.
+    pub pin_dir: Option<PathBuf>,
 }
 
 /// A listening socket.
@@ -182,6 +184,15 @@ pub struct OpenDoor {
 #[derive(Serialize, Deserialize, Debug, Clone)]
 pub struct Loads {
     pub loads: Vec<(u64, u32)>,
+}
+
+/// What a homing that was replaced remembers of clients. Seconds are those of CLOCK_MONOTONIC.
+#[derive(Serialize, Deserialize, Debug, Clone, Default)]
+pub struct Bound {
+    /// Client, app, backend, and when it was last seen; who was seen last comes last.
+    pub bindings: Vec<(IpAddr, u32, u32, u32)>,
+    /// Client, app, and when one of its users was last seen.
+    pub promotions: Vec<(IpAddr, u32, u32)>,
 }
 
 /// What an order did, in words.

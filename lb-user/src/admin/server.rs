@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-use super::report::{Done, Failure, Handover, Loads, OutputFile, Status, Trace, TraceQuery};
+use super::report::{Bound, Done, Failure, Handover, Loads, OutputFile, Status, Trace, TraceQuery};
 
 /// A question to the task that owns the state.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub enum Request {
     /// Another homing takes over: decide nothing any more. Refused at a bad moment, unless forced.
     Yield {
         force: bool,
-        answer: oneshot::Sender<Result<(), String>>,
+        answer: oneshot::Sender<Result<Bound, String>>,
     },
     /// What a homing that was replaced still serves.
     Loads(oneshot::Sender<Loads>),
@@ -202,7 +202,7 @@ struct YieldQuery {
 
 async fn make_way(requests: Requests, Query(YieldQuery { force }): Query<YieldQuery>) -> Response {
     let answer = ask(requests, |answer| Request::Yield { force, answer }).await;
-    said_or_refused(answer, StatusCode::CONFLICT, |()| StatusCode::NO_CONTENT.into_response())
+    said_or_refused(answer, StatusCode::CONFLICT, |bound| Json(bound).into_response())
 }
 
 #[derive(Deserialize)]

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use super::takeover::Takeover;
 use super::{DONE, FAILED, USAGE, fail};
 use crate::admin;
+use crate::admin::report::Bound;
 use crate::bindings::MemoryBindings;
 use crate::config::{self, Config, Forward, KernelPath};
 use crate::control::doors;
@@ -77,11 +78,13 @@ pub(super) async fn serve(
     let mut takeover = if replace { Takeover::ask(&homing.control_socket).await? } else { None };
     // All that can go wrong goes wrong before the other homing yields.
     let held = if takeover.is_some() { None } else { Some(lock(&homing.state_dir)?) };
+    takeover.as_ref().map_or(Ok(()), |takeover| takeover.check(homing))?;
     let listeners = listeners(&config, takeover.as_mut())?;
     let keys = CookieKeys::load_or_create(&homing.state_dir)?;
-    if let Some(takeover) = &takeover {
-        takeover.end_its_reign().await?;
-    }
+    let bound = match &takeover {
+        Some(takeover) => takeover.end_its_reign().await?,
+        None => Bound::default(),
+    };
     let held = match held {
         Some(held) => held,
         None => until_free(|| lock(&homing.state_dir)).await?,
@@ -98,6 +101,7 @@ pub(super) async fn serve(
         Kernel::On(datapath) => datapath.bindings(),
         Kernel::Off { .. } => Arc::new(MemoryBindings::new()),
     };
+    bound.inherit(&*bindings);
 
     let (snapshots, snapshot_receiver) = watch::channel(Arc::new(Snapshot::default()));
     let (notice_sender, notices) = mpsc::channel(NOTICES_MAX);

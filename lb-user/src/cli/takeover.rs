@@ -10,7 +10,8 @@ use anyhow::{Context as _, anyhow};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 
 use crate::admin::client::{self, AskError};
-use crate::admin::report::Handover;
+use crate::admin::report::{Bound, Handover};
+use crate::config::{Homing, KernelPath};
 
 /// Between questions whether it may be now.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
@@ -23,6 +24,8 @@ pub(super) struct Takeover {
     /// Where it says what it still serves.
     pub(super) predecessor: PathBuf,
     listeners: HashMap<SocketAddr, TcpListener>,
+    /// Where its kernel path is pinned, if it has one.
+    pin_dir: Option<PathBuf>,
 }
 
 impl Takeover {
@@ -43,23 +46,41 @@ impl Takeover {
                 handover.pid
             )
         })?;
-        Ok(Some(Self { control_socket: control_socket.to_owned(), predecessor: handover.predecessor, listeners }))
+        let Handover { predecessor, pin_dir, .. } = handover;
+        Ok(Some(Self { control_socket: control_socket.to_owned(), predecessor, listeners, pin_dir }))
+    }
+
+    /// Connections that the kernel has handed out are counted in its tables alone.
+    ///
+    /// # Errors
+    /// When the successor would be without them.
+    pub(super) fn check(&self, homing: &Homing) -> anyhow::Result<()> {
+        match &self.pin_dir {
+            Some(pin_dir) if homing.kernel_path == KernelPath::Off || homing.pin_dir != *pin_dir => Err(anyhow!(
+                "the running homing has handed out connections by the kernel path pinned in {}, which this one would not \
+                 count; leave homing.kernel_path and pin_dir as they are, or stop homing and start it again. It goes on as \
+                 it was",
+                pin_dir.display()
+            )),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn listener(&mut self, address: SocketAddr) -> Option<TcpListener> {
         self.listeners.remove(&address)
     }
 
-    /// From now on it decides nothing any more. Waits for a moment in which it starts nothing and nobody waits in it.
+    /// From now on it decides nothing any more. Waits for a moment in which it starts nothing and nobody waits in it. What
+    /// it remembers of clients, where no table of the kernel does.
     ///
     /// # Errors
     /// When it does not yield.
-    pub(super) async fn end_its_reign(&self) -> anyhow::Result<()> {
+    pub(super) async fn end_its_reign(&self) -> anyhow::Result<Bound> {
         let begun = tokio::time::Instant::now();
         loop {
             let path = if begun.elapsed() < PATIENCE { "/v1/yield" } else { "/v1/yield?force=true" };
-            match client::post(&self.control_socket, path).await {
-                Ok(()) => return Ok(()),
+            match client::post_for(&self.control_socket, path).await {
+                Ok(bound) => return Ok(bound),
                 Err(AskError::Refused(why)) if begun.elapsed() < PATIENCE => tracing::debug!(%why, "not yet"),
                 Err(error) => return Err(anyhow!("the running homing does not yield: {error}")),
             }

@@ -10,10 +10,10 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::doors::Doors;
-use super::runner::Runner;
+use super::runner::{Kernel, Runner};
 use super::state::Phase;
 use crate::admin;
-use crate::admin::report::{Handover, Loads, OpenDoor};
+use crate::admin::report::{Bound, Handover, Loads, OpenDoor};
 use crate::admin::server::Request;
 use crate::routing::Load;
 
@@ -36,7 +36,8 @@ pub struct Predecessor {
 impl Runner {
     pub(super) fn handover(&self) -> Handover {
         let doors = self.doors.sockets().map(|(address, fd)| OpenDoor { address, fd }).collect();
-        Handover { pid: std::process::id(), doors, predecessor: self.predecessor_socket() }
+        let pin_dir = matches!(self.kernel, Kernel::On(_)).then(|| self.config.homing.pin_dir.clone());
+        Handover { pid: std::process::id(), doors, predecessor: self.predecessor_socket(), pin_dir }
     }
 
     fn predecessor_socket(&self) -> PathBuf {
@@ -52,6 +53,16 @@ impl Runner {
         let restarting = self.state.apps.iter().any(|app| app.restarting.is_some());
         (starting + held > 0 || restarting || self.state.stopping)
             .then(|| format!("{starting} workers are starting, {held} requests wait"))
+    }
+
+    /// What is in no table of the kernel, where the successor finds it by itself.
+    pub(super) async fn bound(&self) -> Bound {
+        if matches!(self.kernel, Kernel::On(_)) {
+            return Bound::default();
+        }
+        let bindings = Arc::clone(&self.bindings);
+        // There may be many, and who is served meanwhile does not wait for it.
+        tokio::task::spawn_blocking(move || Bound::of(&*bindings)).await.unwrap_or_default()
     }
 
     /// It decides nothing any more: workers, tables and files are its successor's.

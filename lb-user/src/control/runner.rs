@@ -211,7 +211,7 @@ impl Runner {
                         None => {
                             self.save();
                             self.saver.settle().await;
-                            let _ = answer.send(Ok(()));
+                            let _ = answer.send(Ok(self.bound().await));
                             return Ok(Ended::Replaced(Box::new(self.yielded(requesters))));
                         }
                     },

@@ -1,5 +1,7 @@
 //! What one run of homing leaves to the next: saved after every change, adopted at start.
 
+use std::cell::LazyCell;
+use std::collections::HashSet;
 use std::path::Path;
 
 use lb_common::abi::{APPS_MAX, BackendId, Slot};
@@ -26,13 +28,17 @@ impl Runner {
             }
         };
         self.state.resume_after(saved.last_ids.iter().map(|&id| BackendId(id)));
+        // Without the kernel path rings are in memory alone; bindings are told by the homing that was replaced.
+        let is_bound: LazyCell<HashSet<u32>, _> =
+            LazyCell::new(|| self.bindings.all().into_iter().map(|(key, _)| key.app).collect());
         for app in &mut self.state.apps {
             let same_app = saved.apps.get(app.spec.id as usize) == Some(&app.spec.name);
             let ring = self.kernel.datapath().and_then(|datapath| datapath.ring(app.spec.id));
             match ring {
                 Some(ring) if same_app && ring.len() == app.ring.len() => app.ring = ring.into(),
-                // Its clients fall into other slots now: the bound ones are known by their bindings alone.
-                Some(_) if same_app => {
+                // Its clients fall into other slots now, or nobody knows into which they fell: the bound ones are known by
+                // their bindings alone.
+                ring if same_app && (ring.is_some() || is_bound.contains(&app.spec.id)) => {
                     let asked = Slot { current: BackendId::NONE, previous: BackendId::FORMER };
                     app.ring = vec![asked; app.ring.len()].into();
                 }

@@ -12,6 +12,8 @@ use crate::routing::Bindings;
 /// A binding is rewritten for its time stamp alone only when that is older than this, in seconds: the kernel may be
 /// counting a connection of it at the same moment.
 const REFRESH_S: u32 = 30;
+/// `BPF_NOEXIST` (Linux: include/uapi/linux/bpf.h).
+const NO_EXIST: u64 = 1;
 
 type Table<V> = HashMap<MapData, Wire<BindingKey>, Wire<V>>;
 
@@ -55,6 +57,16 @@ impl Bindings for KernelBindings {
         if let Err(error) = map.insert(Wire(*key), Wire(binding), 0) {
             tracing::warn!(%error, "a client's binding could not be written; a ring change may move it");
         }
+    }
+
+    fn inherit(&self, key: &BindingKey, backend: BackendId, seen_s: u32) {
+        let binding = Binding { backend, connections: 0, seen_s, reserved: 0 };
+        // Refused where the kernel has written one meanwhile.
+        let _ = self.map().insert(Wire(*key), Wire(binding), NO_EXIST);
+    }
+
+    fn inherit_promotion(&self, key: &BindingKey, promotion: Promotion) {
+        let _ = self.promoted().insert(Wire(*key), Wire(promotion), NO_EXIST);
     }
 
     fn all(&self) -> Vec<(BindingKey, Binding)> {
