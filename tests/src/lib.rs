@@ -1,6 +1,7 @@
 //! What the end-to-end tests share.
 
 pub mod browser;
+pub mod groups;
 pub mod instance;
 pub mod network;
 pub mod packets;

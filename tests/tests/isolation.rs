@@ -3,8 +3,9 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use homing_tests::groups::{directories, groups};
 use homing_tests::instance::{Homing, free_address, is_alive, signal, wait_for, workers};
 use homing_tests::session::Client;
 use rustix::process::Signal;
@@ -67,26 +68,6 @@ fn family(said: &Value) -> Vec<i32> {
 
 fn wait_for_end(pids: &[i32]) {
     wait_for("nothing of the worker is left", || pids.iter().all(|&pid| !is_alive(pid)).then_some(()));
-}
-
-/// Lines of /proc/PID/cgroup that name this homing.
-fn groups(pid: i32) -> Vec<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    text.lines().filter(|line| line.contains("/homing-")).map(str::to_owned).collect()
-}
-
-/// The directories of a process's groups.
-fn directories(pid: i32) -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("readable");
-    let of = |line: &String| {
-        let (names, path) = line.split_once(':')?.1.split_once(':')?;
-        let mount = mounts.lines().find(|mount| match names {
-            "" => mount.contains(" - cgroup2 "),
-            _ => mount.contains(" - cgroup ") && mount.rsplit(',').next() == Some(names),
-        })?;
-        Some(Path::new(mount.split(' ').nth(4)?).join(path.trim_start_matches('/')))
-    };
-    groups(pid).iter().filter_map(of).collect()
 }
 
 fn by(homing: &Homing, what: &str) -> String {

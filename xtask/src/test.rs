@@ -65,6 +65,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "isolation",
                 "sockets",
                 "output",
+                "restarts",
             ],
         ),
         ("apps", options.apps, &["apps", "uvicorn"]),
