@@ -66,6 +66,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "sockets",
                 "output",
                 "restarts",
+                "systemd",
             ],
         ),
         ("apps", options.apps, &["apps", "uvicorn"]),

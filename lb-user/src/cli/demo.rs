@@ -61,7 +61,7 @@ async fn show_in(dir: &Path, options: &Options) -> anyhow::Result<bool> {
     let socket = config.homing.control_socket.clone();
     println!("homing demo: two apps of {WORKERS} workers each, one by address, one by cookie\n");
     let (ready_sender, ready) = oneshot::channel();
-    let mut homing = tokio::spawn(run::serve(None, config, false, move |_| {
+    let mut homing = tokio::spawn(run::serve(None, config, false, None, move |_| {
         // Nobody waits any more once this function has returned.
         let _ = ready_sender.send(());
     }));

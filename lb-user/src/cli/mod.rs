@@ -3,6 +3,7 @@
 mod backend_setup;
 mod check;
 mod demo;
+mod guard;
 mod logs;
 mod orders;
 mod plain;
@@ -63,6 +64,12 @@ enum Command {
         /// Take over from the homing that runs: its sockets, workers and clients. It serves what is open until it ends.
         #[arg(long)]
         replace: bool,
+        /// Serve in a process of its own, which goes on when this one is ended: for systemd, whose restart then ends nothing.
+        #[arg(long)]
+        guarded: bool,
+        /// The process that waits for this one.
+        #[arg(long, hide = true, value_name = "PID")]
+        guarded_by: Option<u32>,
     },
     /// Watch it work: a stateful app built in, 4 workers, clients from several addresses.
     #[command(
@@ -198,7 +205,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     ExitCode::from(match cli.command {
-        Command::Run { file, replace } => run::run(&file.config, replace),
+        Command::Run { guarded: true, .. } => guard::guard(),
+        Command::Run { file, replace, guarded_by, .. } => run::run(&file.config, replace, guarded_by),
         Command::Demo(options) => demo::demo(&options),
         Command::Check(file) => check::check(&file.config),
         Command::Status { socket, json } => ask(status::status(socket.control_socket, json)),

@@ -30,8 +30,8 @@ const NOTICES_MAX: usize = 1_024;
 /// Questions on the control socket waiting for control.
 const REQUESTS_MAX: usize = 64;
 
-/// `replace`: takes over from a homing that runs already.
-pub(super) fn run(path: &Path, replace: bool) -> u8 {
+/// `replace`: takes over from a homing that runs already. `guarded_by`: what systemd takes for the service's main process.
+pub(super) fn run(path: &Path, replace: bool, guarded_by: Option<u32>) -> u8 {
     let config = match config::file::load(path) {
         Ok(config) => config,
         Err(errors) => {
@@ -42,7 +42,7 @@ pub(super) fn run(path: &Path, replace: bool) -> u8 {
     log_to_stderr("info");
     // Not `eprintln!`, which panics where nobody listens.
     let ready = |line: &str| drop(writeln!(io::stderr(), "{line}"));
-    match super::block_on(serve(Some(path.to_owned()), config, replace, ready)) {
+    match super::block_on(serve(Some(path.to_owned()), config, replace, guarded_by, ready)) {
         Ok(()) => DONE,
         Err(error) => fail(FAILED, &format!("{error:#}")),
     }
@@ -70,6 +70,7 @@ pub(super) async fn serve(
     file: Option<PathBuf>,
     config: Config,
     replace: bool,
+    guarded_by: Option<u32>,
     ready: impl FnOnce(&str),
 ) -> anyhow::Result<()> {
     let homing = &config.homing;
@@ -117,7 +118,7 @@ pub(super) async fn serve(
     let answering = tokio::spawn(admin::server::serve(socket, request_sender.clone()));
     ready(&line);
     // Also the process, since another one may have been the service's until now.
-    tell_systemd(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
+    tell_systemd(&[NotifyState::Ready, NotifyState::MainPid(guarded_by.unwrap_or_else(std::process::id))]);
     let ended = runner.run(request_sender).await;
     answering.abort();
     match ended? {
