@@ -105,9 +105,14 @@ impl Homing {
         self.spawn(&["--replace"]).wait_with_output().expect("homing can be waited for")
     }
 
+    /// From now on it is this one. The former.
+    pub fn now(&mut self, successor: Child) -> Child {
+        self.child.replace(successor).expect("homing runs")
+    }
+
     /// From now on it is this one. Waits for the end of the former.
     pub fn succeeded_by(&mut self, successor: Child) -> ExitStatus {
-        let mut former = self.child.replace(successor).expect("homing runs");
+        let mut former = self.now(successor);
         wait_for("the former homing has ended", || former.try_wait().expect("it can be waited for"))
     }
 
@@ -306,6 +311,27 @@ impl Drop for Homing {
 /// The workers of an app in a status.
 pub fn workers(status: &Value, app: usize) -> Vec<Value> {
     status["apps"][app]["workers"].as_array().cloned().unwrap_or_default()
+}
+
+/// How many workers are in this state.
+pub fn count(status: &Value, app: usize, state: &str) -> usize {
+    workers(status, app).iter().filter(|worker| worker["state"] == state).count()
+}
+
+/// A command that talks to homing, which must succeed; what it prints.
+pub fn ask(homing: &Homing, arguments: &[&str]) -> String {
+    let output = homing.ask(arguments);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{arguments:?}: {out}{err}");
+    out.into_owned()
+}
+
+/// Puts something else into the configuration.
+pub fn edit(homing: &Homing, from: &str, to: &str) {
+    let file = homing.dir().join("homing.toml");
+    let text = std::fs::read_to_string(&file).expect("the configuration");
+    assert!(text.contains(from), "{from:?} in {text}");
+    std::fs::write(file, text.replace(from, to)).expect("it is written");
 }
 
 /// Sends a signal to a process of the test's own.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use homing_tests::instance::{Homing, binary, demo_app, free_address, is_alive, signal, wait_for, workers};
+use homing_tests::instance::{Homing, binary, demo_app, edit, free_address, is_alive, signal, wait_for, workers};
 use homing_tests::session::{Client, Session};
 use homing_tests::site::{assert_kept, pid_of};
 use rustix::process::Signal;
@@ -172,13 +172,6 @@ impl Drop for Manager {
                 Command::new("find").arg(group).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]).output();
         }
     }
-}
-
-fn edit(homing: &Homing, from: &str, to: &str) {
-    let file = homing.dir().join("homing.toml");
-    let text = fs::read_to_string(&file).expect("the configuration");
-    assert!(text.contains(from), "{from:?} in {text}");
-    fs::write(file, text.replace(from, to)).expect("it is written");
 }
 
 #[test]

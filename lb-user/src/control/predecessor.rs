@@ -1,4 +1,4 @@
-//! Two homings for a while: the one that was replaced serves what is open with it, and tells its successor of that.
+//! Two homings for a while, or more: one that was replaced serves what is open with it, and tells its successors of that.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,9 @@ use crate::admin::report::{Bound, Handover, Loads, OpenDoor};
 use crate::admin::server::Request;
 use crate::routing::Load;
 
+/// What the socket of one that was replaced is called, around its process id.
+const SOCKET: &str = "predecessor-";
+const SOCKET_END: &str = ".sock";
 /// Between the successor's questions.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// Questions without an answer in a row after which it has ended.
@@ -41,7 +44,7 @@ impl Runner {
     }
 
     fn predecessor_socket(&self) -> PathBuf {
-        self.config.homing.state_dir.join(format!("predecessor-{}.sock", std::process::id()))
+        self.config.homing.state_dir.join(format!("{SOCKET}{}{SOCKET_END}", std::process::id()))
     }
 
     /// Why this is no moment to be replaced: what starts would be started again, and who waits would wait in vain.
@@ -116,28 +119,58 @@ impl Predecessor {
     }
 }
 
-/// What the homing that was replaced still serves, by incarnation of the worker.
+/// The sockets of those that were replaced.
+fn sockets(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with(SOCKET) && name.ends_with(SOCKET_END))
+    })
+}
+
+/// What homings that were replaced still serve, by incarnation of the worker.
 #[derive(Clone, Default)]
 pub(super) struct Elsewhere(Arc<Mutex<HashMap<u64, u32>>>);
 
+/// One of them.
+#[derive(Default)]
+struct Asked {
+    loads: Vec<(u64, u32)>,
+    /// Questions without an answer since the last one.
+    silent: u32,
+}
+
 impl Elsewhere {
-    /// Asks the predecessor until it has ended.
-    pub(super) fn watch(socket: &Path) -> Self {
+    /// Asks all who say in this directory what they serve, until they have ended: there are several where homing was replaced
+    /// again before the first one had. `next` is about to be there.
+    pub(super) fn watch(dir: &Path, next: Option<PathBuf>) -> Self {
         let elsewhere = Self::default();
-        let (told, socket) = (elsewhere.clone(), socket.to_owned());
+        let told = elsewhere.clone();
+        let all = sockets(dir).chain(next).map(|socket| (socket, Asked::default()));
+        let mut all: HashMap<PathBuf, Asked> = all.collect();
         tokio::spawn(async move {
-            let mut silent = 0;
-            while silent < SILENCE_MAX {
-                match admin::client::get::<Loads>(&socket, "/v1/loads").await {
-                    Ok(Loads { loads }) => {
-                        silent = 0;
-                        *told.table() = loads.into_iter().collect();
+            while !all.is_empty() {
+                for (socket, asked) in &mut all {
+                    match admin::client::get::<Loads>(socket, "/v1/loads").await {
+                        Ok(Loads { loads }) => *asked = Asked { loads, silent: 0 },
+                        Err(_) => asked.silent += 1,
                     }
-                    Err(_) => silent += 1,
                 }
+                all.retain(|socket, asked| {
+                    let is_there = asked.silent < SILENCE_MAX;
+                    if !is_there {
+                        // One that was killed has left it.
+                        let _ = std::fs::remove_file(socket);
+                    }
+                    is_there
+                });
+                let mut sums = HashMap::new();
+                for &(incarnation, open) in all.values().flat_map(|asked| &asked.loads) {
+                    *sums.entry(incarnation).or_default() += open;
+                }
+                *told.table() = sums;
                 tokio::time::sleep(ASK_AGAIN).await;
             }
-            told.table().clear();
         });
         elsewhere
     }

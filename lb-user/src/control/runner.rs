@@ -90,7 +90,7 @@ pub struct Runner {
     pub(super) remotes: HashMap<BackendId, Remote>,
     pub(super) proxy: Proxy,
     pub(super) doors: Doors,
-    /// What a homing that was replaced by this one still serves.
+    /// What homings that were replaced still serve.
     elsewhere: Elsewhere,
     /// Connections of the kernel path, and on both paths, as last looked at.
     pub(super) by_kernel: HashMap<BackendId, u64>,
@@ -137,6 +137,7 @@ impl Runner {
         let (launcher, messages) = Launcher::new(&config.homing, has_kernel);
         let kernel_status = super::report::kernel_status(&kernel);
         let sockets = vec![true; config.apps.len()];
+        let elsewhere = Elsewhere::watch(&config.homing.state_dir, predecessor);
         let mut runner = Self {
             state: State::new(specs, config.homing.starts_at_once as usize)?,
             file,
@@ -153,7 +154,7 @@ impl Runner {
             running: HashMap::new(),
             remotes: HashMap::new(),
             doors: Doors::new(proxy.clone()),
-            elsewhere: predecessor.as_deref().map(Elsewhere::watch).unwrap_or_default(),
+            elsewhere,
             proxy,
             by_kernel: HashMap::new(),
             loads: Vec::new(),
