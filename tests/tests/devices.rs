@@ -1,6 +1,8 @@
 //! Interfaces that come and go, and programs of others, in network namespaces. Needs root.
 
+use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Child, Command, Stdio};
 
 use homing_tests::instance::{Homing, demo_app};
 use homing_tests::network::{Namespace, Network, SERVER_V4, client_v4};
@@ -144,6 +146,63 @@ fn tc_filters_of_another_are_named_and_stay() {
     assert!(!client.open().hello.forwarded);
     drop(homing);
     assert_eq!(tc(&["filter", "show", "dev", "eth0", "ingress"]), before, "theirs is still there");
+}
+
+/// A program of another on an interface by tcx, for as long as the value lives. Needs Linux 6.6.
+struct Tcx(Child);
+
+impl Tcx {
+    fn attach(namespace: &Namespace, direction: &str) -> Self {
+        const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/tcx.py");
+        let mut child = Command::new("nsenter")
+            .arg(&namespace.wrapper()[1])
+            .args(["python3", SCRIPT, "eth0", direction])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 is there");
+        let mut line = String::new();
+        let said = BufReader::new(child.stdout.take().expect("it is piped")).read_line(&mut line);
+        let attached = Self(child);
+        assert!(said.is_ok() && line == "attached\n", "{line:?}");
+        attached
+    }
+}
+
+impl Drop for Tcx {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn tc_programs(status: &Value) -> Vec<String> {
+    serde_json::from_value(status["kernel_path"]["interfaces"][0]["tc"].clone()).unwrap_or_default()
+}
+
+#[test]
+fn tcx_programs_of_another_are_named_in_both_directions_and_stay() {
+    let network = Network::new(1);
+    let ingress = Tcx::attach(&network.server, "ingress");
+    let egress = Tcx::attach(&network.server, "egress");
+    let homing = start(&network, "");
+    let status = homing.status();
+    let named = tc_programs(&status);
+    let [into, out] = named.as_slice() else { panic!("two programs: {status:#}") };
+    assert!(into.starts_with("tcx ingress (tests_pass, id "), "{into}");
+    assert!(out.starts_with("tcx egress (tests_pass, id "), "{out}");
+    let checked = homing.check();
+    let checked = String::from_utf8_lossy(&checked.stdout);
+    assert!(checked.contains(into) && checked.contains(out), "{checked}");
+    assert_eq!(mode(&status, "eth0").as_deref(), Some("native"), "XDP stands beside them");
+    let client = Client { namespace: Some(&network.clients), from: client_v4(1), target: (SERVER_V4, PORT).into() };
+    assert!(!client.open().hello.forwarded);
+    drop(egress);
+    homing.wait_until("one has left", |status| tc_programs(status).as_slice() == &named[..1]);
+    drop(homing);
+    let homing = start(&network, "");
+    assert_eq!(tc_programs(&homing.status()), named[..1], "the other is still there");
+    drop(ingress);
 }
 
 #[test]

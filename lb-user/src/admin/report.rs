@@ -56,7 +56,8 @@ pub struct InterfaceStatus {
     /// Why not native.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Where tc filters of others hang on it: `clsact` or `ingress`.
+    /// Where tc programs of others are on it: qdiscs for filters (`clsact`, `ingress`), and programs without one
+    /// (`tcx ingress (NAME, id N)`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tc: Vec<String>,
 }

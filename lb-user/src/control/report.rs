@@ -42,7 +42,7 @@ pub(super) fn kernel_status(kernel: &Kernel) -> KernelPathStatus {
                     }
                     .to_owned(),
                     reason: attached.reason.clone(),
-                    tc: Datapath::tc_filters(attached.index),
+                    tc: Datapath::tc_programs(&attached.name, attached.index),
                 })
                 .collect(),
         },

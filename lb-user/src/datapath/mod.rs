@@ -169,9 +169,9 @@ impl Datapath {
         others::on_lookups(&attach::lookup_path(&self.pin_dir)).unwrap_or_default()
     }
 
-    /// The queueing disciplines on this interface that exist for tc filters.
-    pub fn tc_filters(interface: u32) -> Vec<String> {
-        others::on_tc(interface)
+    /// Where tc programs of others are on this interface.
+    pub fn tc_programs(name: &str, index: u32) -> Vec<String> {
+        others::on_tc(name, index)
     }
 
     /// Whether what XDP answers leaves on every interface that it is on. A veth in native mode delivers it only where

@@ -6,7 +6,7 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::{ProgramInfo, loaded_programs};
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
 
 use super::{interfaces, netlink, pin};
 use crate::config::Config;
@@ -43,14 +43,22 @@ pub fn say_other_lookups(programs: &[String]) {
     }
 }
 
-/// Where tc filters hang on an interface, homing having none: its queueing disciplines for filters alone.
-pub(super) fn on_tc(interface: u32) -> Vec<String> {
-    netlink::queueing_disciplines(interface)
-        .unwrap_or_default()
-        .into_iter()
-        .filter(|kind| matches!(kind.as_str(), "clsact" | "ingress"))
-        .collect()
+/// Where tc programs of others are on an interface, homing having none: its queueing disciplines for filters alone, and
+/// programs that are there without one (tcx, Linux 6.6). Those on the way out too: what XDP sends passes them by.
+pub(super) fn on_tc(name: &str, index: u32) -> Vec<String> {
+    let disciplines = netlink::queueing_disciplines(index).unwrap_or_default().into_iter();
+    let programs = [(TcAttachType::Ingress, "ingress"), (TcAttachType::Egress, "egress")].into_iter();
+    let programs = programs.flat_map(|(direction, word)| {
+        // An older kernel knows no such question.
+        let programs =
+            SchedClassifier::query_tcx(name, direction).map_or_else(|_| Vec::new(), |(_, programs)| programs);
+        programs.into_iter().map(move |program| format!("{TCX}{word} ({})", in_words(program.id(), Some(&program))))
+    });
+    disciplines.filter(|kind| matches!(kind.as_str(), "clsact" | "ingress")).chain(programs).collect()
 }
+
+/// What the kind of a program without a queueing discipline begins with.
+const TCX: &str = "tcx ";
 
 /// What homing would meet if it were started now, a line for each.
 #[must_use]
@@ -63,16 +71,26 @@ pub fn others(config: &Config) -> Vec<String> {
             continue;
         };
         lines.extend(xdp_holder(index).filter(|id| !own.contains(id)).map(|id| format!("{name}: {}", held_by(id))));
-        lines.extend(on_tc(index).into_iter().map(|kind| format!("{name}: {}", beside_tc(&kind))));
+        lines.extend(on_tc(&name, index).into_iter().map(|kind| format!("{name}: {}", beside_tc(&kind))));
     }
     let lookups = on_lookups(&super::attach::lookup_path(&config.homing.pin_dir)).unwrap_or_default();
     lines.extend(lookups.into_iter().map(|program| format!("another sk_lookup program is here ({program})")));
     lines
 }
 
-/// What tc filters mean for homing.
+/// What tc programs mean for homing.
 pub fn beside_tc(kind: &str) -> String {
-    format!("tc filters may be here (qdisc {kind}); they see what XDP lets pass, and homing leaves them there")
+    match kind.strip_prefix(TCX) {
+        None => {
+            format!("tc filters may be here (qdisc {kind}); they see what XDP lets pass, and homing leaves them there")
+        }
+        Some(program) if program.starts_with("egress") => {
+            format!(
+                "a tc program is on {kind}; it sees what the stack sends, not what XDP does, and homing leaves it there"
+            )
+        }
+        Some(_) => format!("a tc program is on {kind}; it sees what XDP lets pass, and homing leaves it there"),
+    }
 }
 
 /// The programs of a homing that runs on this pin directory.
@@ -84,7 +102,10 @@ fn own_programs(pin_dir: &Path) -> Vec<u32> {
 }
 
 fn name_of(id: u32) -> String {
-    let info = loaded_programs().flatten().find(|info| info.id() == id);
-    let name = info.as_ref().and_then(ProgramInfo::name_as_str).filter(|name| !name.is_empty());
+    in_words(id, loaded_programs().flatten().find(|info| info.id() == id).as_ref())
+}
+
+fn in_words(id: u32, info: Option<&ProgramInfo>) -> String {
+    let name = info.and_then(ProgramInfo::name_as_str).filter(|name| !name.is_empty());
     format!("{}, id {id}", name.unwrap_or("no name"))
 }
