@@ -2,6 +2,7 @@
 
 pub mod browser;
 pub mod groups;
+pub mod hosts;
 pub mod instance;
 pub mod network;
 pub mod packets;

@@ -18,6 +18,7 @@ pub const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
 /// Where clients of remote backends connect to. Backends have it too, so that it is not homing's own address on the
 /// cable: they could not answer its questions.
 pub const SERVICE_V4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
+pub const SERVICE_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x100);
 
 /// A namespace of the test's own; gone with this value, and its devices with it.
 pub struct Namespace {
@@ -132,11 +133,11 @@ impl Network {
     }
 }
 
-/// Machines on one switch: homing, two backends beyond it, and the clients. Frames that XDP sends over a veth arrive only
+/// Machines on one switch: homing, backends beyond it, and the clients. Frames that XDP sends over a veth arrive only
 /// at an end that has an XDP program too, so the switch's end of homing's cable has one that lets everything pass.
 pub struct Lan {
     pub homing: Namespace,
-    pub backends: [Namespace; 2],
+    pub backends: Vec<Namespace>,
     pub clients: Namespace,
     _switch: Namespace,
     _pass: aya::Ebpf,
@@ -147,9 +148,14 @@ pub fn backend_v4(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, 11 + number)
 }
 
+/// A backend's own address.
+pub fn backend_v6(number: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x11 + u16::from(number))
+}
+
 impl Lan {
-    /// With clients as [`Network::new`] has them.
-    pub fn new(clients: u8) -> Self {
+    /// With clients as [`Network::new`] has them, and so many backends.
+    pub fn new(clients: u8, backends: usize) -> Self {
         let switch = Namespace::new("switch");
         switch.ip(&["link", "add", "br0", "type", "bridge"]);
         switch.ip(&["link", "set", "br0", "up"]);
@@ -163,15 +169,22 @@ impl Lan {
             namespace
         };
         let homing = machine("homing", "homing");
-        let backends = [machine("backend0", "backend0"), machine("backend1", "backend1")];
+        let backends: Vec<Namespace> =
+            (0..backends).map(|number| format!("backend{number}")).map(|name| machine(&name, &name)).collect();
         let there = machine("clients", "clients");
         homing.ip(&["address", "add", &format!("{SERVER_V4}/16"), "dev", "eth0"]);
         homing.ip(&["address", "add", &format!("{SERVICE_V4}/32"), "dev", "eth0"]);
+        homing.ip(&["address", "add", &format!("{SERVER_V6}/32"), "dev", "eth0", "nodad"]);
+        // With no preferred lifetime it is no connection's own choice of address: those of homing to its backends.
+        let service_v6 = format!("{SERVICE_V6}/128");
+        homing.ip(&["address", "add", &service_v6, "dev", "eth0", "nodad", "preferred_lft", "0"]);
         for (number, backend) in (0..).zip(&backends) {
             backend.ip(&["address", "add", &format!("{}/16", backend_v4(number)), "dev", "eth0"]);
+            backend.ip(&["address", "add", &format!("{}/32", backend_v6(number)), "dev", "eth0", "nodad"]);
         }
         for number in 1..=clients {
             there.ip(&["address", "add", &format!("{}/16", client_v4(number)), "dev", "eth0"]);
+            there.ip(&["address", "add", &format!("{}/32", client_v6(number)), "dev", "eth0", "nodad"]);
         }
         let pass = switch.let_pass("homing");
         Self { homing, backends, clients: there, _switch: switch, _pass: pass }

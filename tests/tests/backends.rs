@@ -1,113 +1,19 @@
 //! Remote backends on a switch of their own, reached by link address, answering their clients directly. Needs root.
 
-use std::net::{SocketAddr, UdpSocket};
-use std::process::{Child, Command, Stdio};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use homing_tests::instance::{Homing, binary, wait_for, workers};
-use homing_tests::network::{Lan, Namespace, SERVICE_V4, backend_v4, client_v4};
+use homing_tests::hosts::{CLIENTS, Host, L2, PORT, Plan, Site, Way, assert_kept, client, entry, receipt, spread};
+use homing_tests::instance::{binary, wait_for, workers};
+use homing_tests::network::{SERVICE_V4, SERVICE_V6, backend_v4, client_v4};
 use homing_tests::session::{Client, Session};
-use serde_json::Value;
-
-const CLIENTS: u8 = 16;
-const PORT: u16 = 8080;
-
-/// A demo worker on a backend's machine, which has the service address too.
-struct Backend(Child);
-
-impl Backend {
-    fn start(namespace: &Namespace, number: u8) -> Self {
-        let setup = Command::new("nsenter")
-            .arg(&namespace.wrapper()[1])
-            .arg(binary())
-            .args(["backend-setup", "l2", &SERVICE_V4.to_string(), "--apply"])
-            .output()
-            .expect("homing can be run");
-        assert!(setup.status.success(), "{}", String::from_utf8_lossy(&setup.stderr));
-        let child = Command::new("nsenter")
-            .arg(&namespace.wrapper()[1])
-            .arg(binary())
-            .args(["demo-worker", "--port", &PORT.to_string(), "--host", "0.0.0.0"])
-            .env("HOMING_WORKER", format!("host {number}"))
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("homing can be run");
-        Self(child)
-    }
-}
-
-impl Drop for Backend {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// homing, its backends and their clients.
-struct Site {
-    // In this order: processes end before their namespaces.
-    homing: Homing,
-    hosts: Vec<Backend>,
-    lan: Lan,
-}
-
-impl Site {
-    /// `more`: further lines of the app; `settings`: of `[homing]`.
-    fn start(settings: &str, more: &str) -> Self {
-        Self::start_on(2, settings, more)
-    }
-
-    /// Configured with the first so many of the two hosts.
-    fn start_on(count: u8, settings: &str, more: &str) -> Self {
-        let lan = Lan::new(CLIENTS);
-        let hosts: Vec<Backend> =
-            (0..).zip(&lan.backends).map(|(number, namespace)| Backend::start(namespace, number)).collect();
-        let backends: Vec<String> = (0..count).map(entry).collect();
-        let app = format!(
-            "[[app]]\nname = \"demo\"\nlisten = [\"{SERVICE_V4}:{PORT}\"]\naffinity = \"ip\"\nbackends = [{}]\n\
-             health.path = \"/health\"\n{more}\n",
-            backends.join(", ")
-        );
-        let wrapper = lan.homing.wrapper();
-        let homing = Homing::start_under(&wrapper.each_ref().map(String::as_str), settings, &app);
-        let site = Self { homing, hosts, lan };
-        site.homing.wait_until("the backends answer", |status| {
-            let is_ready = |worker: &&Value| worker["address"].is_string() && worker["state"] == "ready";
-            workers(status, 0).iter().filter(is_ready).count() >= usize::from(count)
-        });
-        site
-    }
-
-    fn client(&self, number: u8) -> Client<'_> {
-        client(&self.lan, number)
-    }
-}
-
-/// A host in the configuration.
-fn entry(number: u8) -> String {
-    format!("{{ address = \"{}:{PORT}\", forward = \"l2\" }}", backend_v4(number))
-}
-
-fn client(lan: &Lan, number: u8) -> Client<'_> {
-    Client { namespace: Some(&lan.clients), from: client_v4(number), target: SocketAddr::from((SERVICE_V4, PORT)) }
-}
-
-fn assert_kept(session: &mut Session<'_>) {
-    assert!(session.is_alive(), "the WebSocket of {:?} broke", session.hello);
-    let answer = session.check().expect("the service answers");
-    assert_eq!(answer.status, 200, "a new connection of {:?} reached another process: {answer:?}", session.hello);
-}
-
-/// How many of these sessions each host has.
-fn spread(sessions: &[Session<'_>]) -> [usize; 2] {
-    [0, 1].map(|host| sessions.iter().filter(|session| session.hello.worker == format!("host {host}")).count())
-}
+use socket2::{Domain, Protocol, Socket, Type};
 
 #[test]
 fn clients_keep_their_remote_backend_and_are_answered_directly() {
     let site = Site::start("", "");
     let mut sessions: Vec<_> = (1..=CLIENTS).map(|number| site.client(number).open()).collect();
     for (number, session) in (1..).zip(&mut sessions) {
-        assert_eq!(session.hello.peer.ip(), client_v4(number), "the host sees the client itself");
+        assert_eq!(session.hello.peer.ip().to_canonical(), client_v4(number), "the host sees the client itself");
         assert!(!session.hello.forwarded);
         for _ in 0..5 {
             assert_kept(session);
@@ -160,7 +66,7 @@ fn the_katran_failure_a_ring_change_then_a_new_connection_and_the_old_websocket_
 fn weight_changed_bound_clients_and_open_connections_stay_and_new_clients_follow_the_new_shares() {
     let mut site = Site::start("", "");
     let Site { homing, lan, .. } = &mut site;
-    let mut before: Vec<_> = (1..=4).map(|number| client(lan, number).open()).collect();
+    let mut before: Vec<_> = (1..=4).map(|number| client(lan, SERVICE_V4.into(), number).open()).collect();
     homing.kill();
     let file = homing.dir().join("homing.toml");
     let text = std::fs::read_to_string(&file).expect("the configuration");
@@ -170,7 +76,7 @@ fn weight_changed_bound_clients_and_open_connections_stay_and_new_clients_follow
     homing.start_again();
     homing.wait_until("both backends answer", |status| workers(status, 0).iter().all(|w| w["state"] == "ready"));
     before.iter_mut().for_each(assert_kept);
-    let after: Vec<_> = (5..=CLIENTS).map(|number| client(lan, number).open()).collect();
+    let after: Vec<_> = (5..=CLIENTS).map(|number| client(lan, SERVICE_V4.into(), number).open()).collect();
     let [few, many] = spread(&after);
     assert!(few <= 2 && many >= 10, "a hundredth and the rest: {few} and {many}");
     before.iter_mut().for_each(assert_kept);
@@ -179,15 +85,16 @@ fn weight_changed_bound_clients_and_open_connections_stay_and_new_clients_follow
 #[test]
 fn host_added_bound_clients_and_open_connections_stay_and_new_clients_get_their_share() {
     const SAMPLE: u8 = 64;
-    let mut site = Site::start_on(1, "", "");
+    let mut site = Site::start_as(&Plan { configured: 1, ..Plan::default() });
     let Site { homing, lan, .. } = &mut site;
-    let mut before: Vec<_> = (1..=8).map(|number| client(lan, number).open()).collect();
+    let mut before: Vec<_> = (1..=8).map(|number| client(lan, SERVICE_V4.into(), number).open()).collect();
     assert_eq!(spread(&before), [8, 0], "there is but one host");
     homing.kill();
     let file = homing.dir().join("homing.toml");
     let text = std::fs::read_to_string(&file).expect("the configuration");
-    assert!(text.contains(&entry(0)), "{text}");
-    std::fs::write(&file, text.replace(&entry(0), &[entry(0), entry(1)].join(", "))).expect("it is written");
+    assert!(text.contains(&entry(0, L2)), "{text}");
+    std::fs::write(&file, text.replace(&entry(0, L2), &[entry(0, L2), entry(1, L2)].join(", ")))
+        .expect("it is written");
     homing.start_again();
     homing.wait_for_workers(0, 2);
     before.iter_mut().for_each(assert_kept);
@@ -195,47 +102,169 @@ fn host_added_bound_clients_and_open_connections_stay_and_new_clients_get_their_
     let share = (100..100 + SAMPLE).filter(|&number| is_added(number)).count();
     assert!((8..=56).contains(&share), "half of the ring is the added host's: {share} of {SAMPLE}");
     let owned = (9..=CLIENTS).filter(|&number| is_added(number)).count();
-    let after: Vec<_> = (9..=CLIENTS).map(|number| client(lan, number).open()).collect();
+    let after: Vec<_> = (9..=CLIENTS).map(|number| client(lan, SERVICE_V4.into(), number).open()).collect();
     assert_eq!(spread(&after), [8 - owned, owned], "new clients go where the ring has them");
     before.iter_mut().for_each(assert_kept);
 }
 
-/// Answers every datagram on the service's port with the host's name, for as long as the process lives.
-fn answer_datagrams(namespace: &Namespace, number: usize) {
-    let socket = namespace.enter(|| UdpSocket::bind((SERVICE_V4, PORT)).expect("the backend has the service address"));
-    std::thread::spawn(move || {
-        let mut datagram = [0; 64];
-        while let Ok((_, from)) = socket.recv_from(&mut datagram) {
-            let _ = socket.send_to(format!("host {number}").as_bytes(), from);
-        }
-    });
+/// Says of every datagram on the service's port what arrived, for as long as the process lives.
+fn take_datagrams(site: &Site) {
+    for (number, namespace) in site.lan.backends.iter().enumerate() {
+        let to = site.client(1).target;
+        let socket = namespace.enter(|| UdpSocket::bind(to).expect("the backend has the service address"));
+        std::thread::spawn(move || {
+            let mut datagram = vec![0; 65_536];
+            while let Ok((len, from)) = socket.recv_from(&mut datagram) {
+                let _ = socket.send_to(receipt(&format!("host {number}"), &datagram[..len]).as_bytes(), from);
+            }
+        });
+    }
+}
+
+/// A client's socket for datagrams to the service.
+fn datagrams(client: Client<'_>) -> UdpSocket {
+    client.namespace.expect("one of its own").enter(|| {
+        let socket = UdpSocket::bind((client.from, 0)).expect("the client's address");
+        socket.connect(client.target).expect("a datagram socket takes any peer");
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(30))).expect("a timeout");
+        socket
+    })
+}
+
+/// The next answer is about this datagram, whole, and from the host that has the client's session.
+fn assert_arrived(socket: &UdpSocket, session: &Session<'_>, datagram: &[u8]) {
+    let mut answer = [0; 64];
+    let len = socket.recv(&mut answer).expect("an answer");
+    assert_eq!(String::from_utf8_lossy(&answer[..len]), receipt(&session.hello.worker, datagram));
+}
+
+fn listen_udp(service: IpAddr) -> String {
+    format!("listen_udp = [\"{}\"]", SocketAddr::from((service, PORT)))
+}
+
+/// A datagram whose bytes tell where they belong.
+fn datagram(seed: u8, len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at % 251) as u8 ^ seed).collect()
 }
 
 #[test]
 fn datagrams_of_a_client_go_where_its_connections_go() {
-    let site = Site::start("", &format!("listen_udp = [\"{SERVICE_V4}:{PORT}\"]"));
-    site.lan.backends.iter().enumerate().for_each(|(number, namespace)| answer_datagrams(namespace, number));
+    let site = Site::start("", &listen_udp(SERVICE_V4.into()));
+    take_datagrams(&site);
     for number in 1..=CLIENTS {
         let session = site.client(number).open();
-        let socket = site.lan.clients.enter(|| {
-            let socket = UdpSocket::bind((client_v4(number), 0)).expect("the client's address");
-            socket.connect((SERVICE_V4, PORT)).expect("a datagram socket takes any peer");
-            socket.set_read_timeout(Some(std::time::Duration::from_secs(30))).expect("a timeout");
-            socket
-        });
+        let socket = datagrams(site.client(number));
         for _ in 0..5 {
             socket.send(b"who").expect("sent");
-            let mut name = [0; 64];
-            let len = socket.recv(&mut name).expect("an answer");
-            assert_eq!(String::from_utf8_lossy(&name[..len]), session.hello.worker);
+            assert_arrived(&socket, &session, b"who");
+        }
+    }
+}
+
+/// Their fragments after the first name no port, and must go where it went.
+fn large_datagrams_arrive_whole(service: IpAddr) {
+    let ways = [Way { forward: "l2", over_v4: service.is_ipv4() }; 2];
+    let site = Site::start_as(&Plan { service, ways: &ways, more: &listen_udp(service), ..Plan::default() });
+    take_datagrams(&site);
+    let sessions = site.open(1..=CLIENTS);
+    let [first, second] = spread(&sessions);
+    assert!(first > 0 && second > 0, "{first} and {second}");
+    let sockets: Vec<UdpSocket> = (1..=CLIENTS).map(|number| datagrams(site.client(number))).collect();
+    let exchange = |at: usize, len: usize| {
+        let sent = datagram(at as u8, len);
+        sockets[at].send(&sent).expect("sent");
+        assert_arrived(&sockets[at], &sessions[at], &sent);
+    };
+    for at in 0..sockets.len() {
+        // The smallest that is two packets, and the largest there is, among small ones.
+        for len in [3, 1_473, 4_000, 3, 65_507] {
+            exchange(at, len);
+        }
+    }
+    for round in 0..10 {
+        // Everybody's at once: one's fragments among the others'.
+        let sent = |at: usize| datagram(at as u8 ^ round, 4_000);
+        for (at, socket) in sockets.iter().enumerate() {
+            socket.send(&sent(at)).expect("sent");
+        }
+        for (at, socket) in sockets.iter().enumerate() {
+            assert_arrived(socket, &sessions[at], &sent(at));
         }
     }
 }
 
 #[test]
+fn datagrams_larger_than_the_mtu_arrive_whole_where_connections_go() {
+    large_datagrams_arrive_whole(SERVICE_V4.into());
+}
+
+#[test]
+fn datagrams_larger_than_the_mtu_arrive_whole_where_connections_go_over_ipv6() {
+    large_datagrams_arrive_whole(SERVICE_V6.into());
+}
+
+/// The fragments of a UDP datagram, as IPv4 packets that have their checksums from the kernel. `id`: identification.
+fn fragments(from: SocketAddr, to: SocketAddr, id: u16, data: &[u8]) -> Vec<Vec<u8>> {
+    const PART: usize = 1_480;
+    let octets = |address: SocketAddr| match address.ip() {
+        IpAddr::V4(address) => address.octets(),
+        IpAddr::V6(_) => panic!("IPv4 alone"),
+    };
+    let len = (8 + data.len()) as u16;
+    // Without a checksum (RFC 768).
+    let ports = [from.port().to_be_bytes(), to.port().to_be_bytes(), len.to_be_bytes(), [0, 0]].concat();
+    let payload = [&ports, data].concat();
+    let count = payload.len().div_ceil(PART);
+    let fragment = |(at, part): (usize, &[u8])| {
+        let place = (at * PART / 8) as u16 | if at + 1 < count { 0x2000 } else { 0 };
+        let head = [&[0x45, 0, 0, 0][..], &id.to_be_bytes(), &place.to_be_bytes(), &[64, 17, 0, 0]].concat();
+        [&head, &octets(from)[..], &octets(to), part].concat()
+    };
+    payload.chunks(PART).enumerate().map(fragment).collect()
+}
+
+#[test]
+fn fragments_whose_first_was_lost_or_comes_last_cost_nothing_but_their_own_datagram() {
+    let site = Site::start("", &listen_udp(SERVICE_V4.into()));
+    take_datagrams(&site);
+    let sessions = site.open(1..=4);
+    let sockets: Vec<UdpSocket> = (1..=4).map(|number| datagrams(site.client(number))).collect();
+    let raw = site.lan.clients.enter(|| {
+        // Protocol 255 (IPPROTO_RAW): the header is the sender's.
+        Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))).expect("root may have one")
+    });
+    for round in 0..20_u8 {
+        let (unlucky, other) = (usize::from(round % 4), usize::from((round + 1) % 4));
+        let from = sockets[unlucky].local_addr().expect("it is bound");
+        let to = site.client(1).target;
+        let send = |id: u16, order: &[usize], data: &[u8]| {
+            let fragments = fragments(from, to, id, data);
+            for &at in order {
+                raw.send_to(&fragments[at], &to.into()).expect("sent");
+            }
+        };
+        let lost = datagram(99, 4_000);
+        let id = 4 * u16::from(round) + 1;
+        send(id, &[1, 2], &lost);
+        send(id + 1, &[2, 1, 0], &lost);
+        // Once the first is known the others may come in any order.
+        let swapped = datagram(round, 4_000);
+        send(id + 2, &[0, 2, 1], &swapped);
+        assert_arrived(&sockets[unlucky], &sessions[unlucky], &swapped);
+        for at in [unlucky, other] {
+            let whole = datagram(round, 5_000);
+            sockets[at].send(&whole).expect("sent");
+            assert_arrived(&sockets[at], &sessions[at], &whole);
+        }
+    }
+    let counters = site.homing.status()["counters"].clone();
+    assert_eq!(counters["xdp_fragment"], 20 * 4, "those that came before their first: {counters:#}");
+}
+
+#[test]
 fn clients_of_a_host_that_falls_silent_reach_the_other_and_the_others_notice_nothing() {
     let mut site = Site::start("", "");
-    let sessions: Vec<_> = (1..=CLIENTS).map(|number| client(&site.lan, number).open()).collect();
+    let sessions: Vec<_> = (1..=CLIENTS).map(|number| client(&site.lan, SERVICE_V4.into(), number).open()).collect();
     let (lost, mut kept): (Vec<_>, Vec<_>) = sessions.into_iter().partition(|session| session.hello.worker == "host 0");
     site.hosts.remove(0);
     site.homing.wait_until("the host is given up", |status| workers(status, 0)[0]["state"] == "backoff");
@@ -249,7 +278,7 @@ fn clients_of_a_host_that_falls_silent_reach_the_other_and_the_others_notice_not
 fn killing_homing_changes_nothing_for_clients_of_remote_backends() {
     let mut site = Site::start("", "");
     let Site { homing, lan, .. } = &mut site;
-    let mut sessions: Vec<_> = (1..=CLIENTS).map(|number| client(lan, number).open()).collect();
+    let mut sessions: Vec<_> = (1..=CLIENTS).map(|number| client(lan, SERVICE_V4.into(), number).open()).collect();
     homing.kill();
     sessions.iter_mut().for_each(assert_kept);
     homing.start_again();
@@ -300,24 +329,10 @@ fn a_connection_held_by_the_http_path_outlives_the_first_hosts_arrival() {
     assert_eq!(waiting.status, 503, "{waiting:?}");
     // A connection to the HTTP path, kept open while a host comes back.
     let mut kept = site.client(2).connect().expect("homing's own listener takes it");
-    site.hosts.push(Backend::restart(&site.lan.backends[1], 1));
+    site.hosts.push(Host::restart(&site.lan.backends[1], 1));
     site.homing.wait_until("a host is back", |status| workers(status, 0)[1]["state"] == "ready");
     let answer = homing_tests::session::get_on(&mut kept, "/health").expect("the connection lives");
     assert_eq!(answer.status, 200, "{answer:?}");
     drop(kept);
     wait_for("new connections go by the kernel path", || (!site.client(2).open().hello.forwarded).then_some(()));
-}
-
-impl Backend {
-    /// The machine is set up already.
-    fn restart(namespace: &Namespace, number: u8) -> Self {
-        let undo = Command::new("nsenter")
-            .arg(&namespace.wrapper()[1])
-            .arg(binary())
-            .args(["backend-setup", "l2", &SERVICE_V4.to_string(), "--undo", "--apply"])
-            .output()
-            .expect("homing can be run");
-        assert!(undo.status.success(), "{}", String::from_utf8_lossy(&undo.stderr));
-        Self::start(namespace, number)
-    }
 }
