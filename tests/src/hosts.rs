@@ -1,5 +1,6 @@
 //! homing, remote hosts beyond it, and their clients, on one switch. The hosts answer clients directly.
 
+use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 
@@ -52,13 +53,19 @@ impl Default for Plan<'_> {
     }
 }
 
-/// A host's programs: its worker.
+/// A host's programs: its worker, and what takes packets out of others where the kernel has nothing for it.
 pub struct Host(Vec<Child>);
 
 impl Host {
     fn start(namespace: &Namespace, number: u8, plan: &Plan<'_>) -> Self {
+        // Where a tunnel device is missing the service address stands on the loopback interface, as for `l2`.
         backend_setup(namespace, plan.service, &[]);
-        Self((plan.worker)(namespace, number).into_iter().collect())
+        let mut host = Self(Vec::new());
+        if plan.ways[usize::from(number)].forward != "l2" {
+            host.unpack(namespace);
+        }
+        host.0.extend((plan.worker)(namespace, number));
+        host
     }
 
     /// On a machine that is set up already, by link address.
@@ -66,6 +73,21 @@ impl Host {
         let plan = Plan::default();
         backend_setup(namespace, plan.service, &["--undo"]);
         Self::start(namespace, number, &plan)
+    }
+
+    fn unpack(&mut self, namespace: &Namespace) {
+        const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/unpack.py");
+        let mut child = Command::new("nsenter")
+            .arg(&namespace.wrapper()[1])
+            .args(["python3", SCRIPT])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 is there");
+        let stdout = child.stdout.take().expect("it is piped");
+        self.0.push(child);
+        let mut line = String::new();
+        let said = BufReader::new(stdout).read_line(&mut line);
+        assert!(said.is_ok() && line == "ready\n", "{line:?}");
     }
 }
 

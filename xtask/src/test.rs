@@ -57,6 +57,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "affinity",
                 "refusals",
                 "backends",
+                "tunnels",
                 "promotion",
                 "protection",
                 "devices",
