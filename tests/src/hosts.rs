@@ -1,8 +1,9 @@
 //! homing, remote hosts beyond it, and their clients, on one switch. The hosts answer clients directly.
 
 use std::io::{BufRead as _, BufReader};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use crate::instance::{Homing, binary, workers};
 use crate::network::{Lan, Namespace, SERVICE_V4, backend_v4, backend_v6, client_v4, client_v6};
@@ -200,4 +201,45 @@ pub fn spread<const N: usize>(sessions: &[Session<'_>]) -> [usize; N] {
 pub fn receipt(host: &str, received: &[u8]) -> String {
     let digest = received.iter().fold(0_u32, |digest, &byte| digest.wrapping_mul(31).wrapping_add(byte.into()));
     format!("{host}: {} bytes, {digest:08x}", received.len())
+}
+
+/// Says of every datagram on the service's port what arrived, for as long as the process lives.
+pub fn take_datagrams(site: &Site) {
+    for (number, namespace) in site.lan.backends.iter().enumerate() {
+        let to = site.client(1).target;
+        let socket = namespace.enter(|| UdpSocket::bind(to).expect("the backend has the service address"));
+        std::thread::spawn(move || {
+            let mut datagram = vec![0; 65_536];
+            while let Ok((len, from)) = socket.recv_from(&mut datagram) {
+                let _ = socket.send_to(receipt(&format!("host {number}"), &datagram[..len]).as_bytes(), from);
+            }
+        });
+    }
+}
+
+/// A client's socket for datagrams to the service.
+pub fn datagrams(client: Client<'_>) -> UdpSocket {
+    client.namespace.expect("one of its own").enter(|| {
+        let socket = UdpSocket::bind((client.from, 0)).expect("the client's address");
+        socket.connect(client.target).expect("a datagram socket takes any peer");
+        socket.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+        socket
+    })
+}
+
+/// The next answer is about this datagram, whole, and from the host that has the client's session.
+pub fn assert_arrived(socket: &UdpSocket, session: &Session<'_>, datagram: &[u8]) {
+    let mut answer = [0; 64];
+    let len = socket.recv(&mut answer).expect("an answer");
+    assert_eq!(String::from_utf8_lossy(&answer[..len]), receipt(&session.hello.worker, datagram));
+}
+
+/// The line of an app that takes datagrams too.
+pub fn listen_udp(service: IpAddr) -> String {
+    format!("listen_udp = [\"{}\"]", SocketAddr::from((service, PORT)))
+}
+
+/// A datagram whose bytes tell where they belong.
+pub fn datagram(seed: u8, len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at % 251) as u8 ^ seed).collect()
 }

@@ -2,10 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use homing_tests::hosts::{CLIENTS, Host, L2, PORT, Plan, Site, Way, assert_kept, client, entry, receipt, spread};
+use homing_tests::hosts::{
+    CLIENTS, Host, L2, PORT, Plan, Site, Way, assert_arrived, assert_kept, client, datagram, datagrams, entry,
+    listen_udp, spread, take_datagrams,
+};
 use homing_tests::instance::{binary, wait_for, workers};
 use homing_tests::network::{SERVICE_V4, SERVICE_V6, backend_v4, client_v4};
-use homing_tests::session::{Client, Session};
 use socket2::{Domain, Protocol, Socket, Type};
 
 #[test]
@@ -105,46 +107,6 @@ fn host_added_bound_clients_and_open_connections_stay_and_new_clients_get_their_
     let after: Vec<_> = (9..=CLIENTS).map(|number| client(lan, SERVICE_V4.into(), number).open()).collect();
     assert_eq!(spread(&after), [8 - owned, owned], "new clients go where the ring has them");
     before.iter_mut().for_each(assert_kept);
-}
-
-/// Says of every datagram on the service's port what arrived, for as long as the process lives.
-fn take_datagrams(site: &Site) {
-    for (number, namespace) in site.lan.backends.iter().enumerate() {
-        let to = site.client(1).target;
-        let socket = namespace.enter(|| UdpSocket::bind(to).expect("the backend has the service address"));
-        std::thread::spawn(move || {
-            let mut datagram = vec![0; 65_536];
-            while let Ok((len, from)) = socket.recv_from(&mut datagram) {
-                let _ = socket.send_to(receipt(&format!("host {number}"), &datagram[..len]).as_bytes(), from);
-            }
-        });
-    }
-}
-
-/// A client's socket for datagrams to the service.
-fn datagrams(client: Client<'_>) -> UdpSocket {
-    client.namespace.expect("one of its own").enter(|| {
-        let socket = UdpSocket::bind((client.from, 0)).expect("the client's address");
-        socket.connect(client.target).expect("a datagram socket takes any peer");
-        socket.set_read_timeout(Some(std::time::Duration::from_secs(30))).expect("a timeout");
-        socket
-    })
-}
-
-/// The next answer is about this datagram, whole, and from the host that has the client's session.
-fn assert_arrived(socket: &UdpSocket, session: &Session<'_>, datagram: &[u8]) {
-    let mut answer = [0; 64];
-    let len = socket.recv(&mut answer).expect("an answer");
-    assert_eq!(String::from_utf8_lossy(&answer[..len]), receipt(&session.hello.worker, datagram));
-}
-
-fn listen_udp(service: IpAddr) -> String {
-    format!("listen_udp = [\"{}\"]", SocketAddr::from((service, PORT)))
-}
-
-/// A datagram whose bytes tell where they belong.
-fn datagram(seed: u8, len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at % 251) as u8 ^ seed).collect()
 }
 
 #[test]

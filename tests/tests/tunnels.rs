@@ -5,8 +5,11 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream};
 use std::process::Child;
 
-use homing_tests::hosts::{L2, PORT, Plan, Site, Way, assert_kept, receipt, spread};
-use homing_tests::instance::workers;
+use homing_tests::hosts::{
+    L2, PORT, Plan, Site, Way, assert_arrived, assert_kept, datagram, datagrams, listen_udp, receipt, spread,
+    take_datagrams,
+};
+use homing_tests::instance::{wait_for, workers};
 use homing_tests::network::{Namespace, SERVICE_V4, SERVICE_V6};
 use homing_tests::session::Session;
 
@@ -179,4 +182,35 @@ fn an_upload_and_large_headers_arrive_whole_over_gue_4in6() {
 #[test]
 fn an_upload_and_large_headers_arrive_whole_over_gue_6in4() {
     what_is_too_big_for_the_tunnel_arrives_whole(V6, GUE_OVER_V4, 1_468);
+}
+
+/// Of a datagram that does not fit nothing is kept for later; the next is cut to what does.
+fn datagrams_arrive_whole_once_the_client_was_told(service: IpAddr, way: Way) {
+    let site = Site::start_as(&Plan { service, ways: &[way], more: &listen_udp(service), ..Plan::default() });
+    take_datagrams(&site);
+    let session = site.client(1).open();
+    let socket = datagrams(site.client(1));
+    let large = datagram(7, 4_000);
+    wait_for("the client's machine was told", || {
+        // An error on the socket is what tells it.
+        let _ = socket.send(&large);
+        path_mtu(&site)
+    });
+    // What was answered or refused meanwhile is none of the following's.
+    let socket = datagrams(site.client(1));
+    for len in [4_000, 20_000, 3] {
+        let sent = datagram(len as u8, len);
+        socket.send(&sent).expect("sent");
+        assert_arrived(&socket, &session, &sent);
+    }
+}
+
+#[test]
+fn datagrams_too_big_for_ipip_arrive_whole_once_the_client_was_told() {
+    datagrams_arrive_whole_once_the_client_was_told(V4, IPIP_OVER_V4);
+}
+
+#[test]
+fn datagrams_too_big_for_gue_arrive_whole_once_the_client_was_told_over_ipv6() {
+    datagrams_arrive_whole_once_the_client_was_told(V6, GUE_OVER_V6);
 }
