@@ -32,6 +32,8 @@ pub struct Plan<'a> {
     pub ways: &'a [Way],
     /// How many of the hosts, the first ones, are in the configuration.
     pub configured: usize,
+    /// The device on homing's machine that has its addresses; see [`Lan::with`].
+    pub device: &'a str,
     /// Lines of `[homing]`.
     pub settings: &'a str,
     /// Further lines of the app.
@@ -47,6 +49,7 @@ impl Default for Plan<'_> {
             service: SERVICE_V4.into(),
             ways: &[L2, L2],
             configured: usize::MAX,
+            device: "eth0",
             settings: "",
             more: "",
             worker: demo_worker,
@@ -142,7 +145,7 @@ impl Site {
 
     /// Ready once its hosts are.
     pub fn start_as(plan: &Plan<'_>) -> Self {
-        let lan = Lan::new(CLIENTS, plan.ways.len());
+        let lan = Lan::with(CLIENTS, plan.ways.len(), plan.device);
         let hosts = (0..).zip(&lan.backends).map(|(number, namespace)| Host::start(namespace, number, plan)).collect();
         let configured: Vec<String> =
             (0..).zip(plan.ways).take(plan.configured).map(|(number, way)| entry(number, *way)).collect();

@@ -156,6 +156,11 @@ pub fn backend_v6(number: u8) -> Ipv6Addr {
 impl Lan {
     /// With clients as [`Network::new`] has them, and so many backends.
     pub fn new(clients: u8, backends: usize) -> Self {
+        Self::with(clients, backends, "eth0")
+    }
+
+    /// homing's addresses are on this device: its end of the cable (`eth0`), or a bridge above that.
+    pub fn with(clients: u8, backends: usize, device: &str) -> Self {
         let switch = Namespace::new("switch");
         switch.ip(&["link", "add", "br0", "type", "bridge"]);
         switch.ip(&["link", "set", "br0", "up"]);
@@ -172,12 +177,17 @@ impl Lan {
         let backends: Vec<Namespace> =
             (0..backends).map(|number| format!("backend{number}")).map(|name| machine(&name, &name)).collect();
         let there = machine("clients", "clients");
-        homing.ip(&["address", "add", &format!("{SERVER_V4}/16"), "dev", "eth0"]);
-        homing.ip(&["address", "add", &format!("{SERVICE_V4}/32"), "dev", "eth0"]);
-        homing.ip(&["address", "add", &format!("{SERVER_V6}/32"), "dev", "eth0", "nodad"]);
+        if device != "eth0" {
+            homing.ip(&["link", "add", device, "type", "bridge"]);
+            homing.ip(&["link", "set", "eth0", "master", device]);
+            homing.ip(&["link", "set", device, "up"]);
+        }
+        homing.ip(&["address", "add", &format!("{SERVER_V4}/16"), "dev", device]);
+        homing.ip(&["address", "add", &format!("{SERVICE_V4}/32"), "dev", device]);
+        homing.ip(&["address", "add", &format!("{SERVER_V6}/32"), "dev", device, "nodad"]);
         // With no preferred lifetime it is no connection's own choice of address: those of homing to its backends.
         let service_v6 = format!("{SERVICE_V6}/128");
-        homing.ip(&["address", "add", &service_v6, "dev", "eth0", "nodad", "preferred_lft", "0"]);
+        homing.ip(&["address", "add", &service_v6, "dev", device, "nodad", "preferred_lft", "0"]);
         for (number, backend) in (0..).zip(&backends) {
             backend.ip(&["address", "add", &format!("{}/16", backend_v4(number)), "dev", "eth0"]);
             backend.ip(&["address", "add", &format!("{}/32", backend_v6(number)), "dev", "eth0", "nodad"]);

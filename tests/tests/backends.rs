@@ -280,6 +280,34 @@ fn without_the_kernel_path_the_http_path_reaches_the_same_hosts() {
     sessions.iter_mut().for_each(assert_kept);
 }
 
+/// What native XDP sends to a bridge or a VLAN device is gone, and nobody told.
+#[test]
+fn a_way_that_xdp_cannot_take_is_no_black_hole_but_the_http_paths() {
+    let site = Site::start_as(&Plan { device: "br0", settings: "interfaces = [\"eth0\"]", ..Plan::default() });
+    let mut sessions = site.open(1..=8);
+    sessions.iter_mut().for_each(assert_kept);
+    assert!(sessions.iter().all(|session| session.hello.forwarded), "by the HTTP path");
+    let obstacle = "the way there leads over br0 (bridge), which takes nothing from XDP on eth0";
+    for worker in workers(&site.homing.status(), 0) {
+        assert_eq!(worker["reason"], format!("{obstacle}; the HTTP path forwards"), "{worker:#}");
+    }
+    assert!(site.homing.said().contains(obstacle), "{}", site.homing.said());
+    let checked = site.homing.check();
+    assert!(String::from_utf8_lossy(&checked.stdout).contains(obstacle), "{checked:?}");
+}
+
+#[test]
+fn where_the_service_is_on_a_bridge_packets_leave_by_it() {
+    let site = Site::start_as(&Plan { device: "br0", ..Plan::default() });
+    let mut sessions = site.open(1..=8);
+    sessions.iter_mut().for_each(assert_kept);
+    let status = site.homing.status();
+    assert_eq!(status["kernel_path"]["interfaces"][0]["mode"], "generic", "{status:#}");
+    assert_eq!(status["counters"]["http_requests"], 0, "no request passed through homing");
+    let checked = site.homing.check();
+    assert!(String::from_utf8_lossy(&checked.stdout).contains("packets reach a bridge merged (GRO)"), "{checked:?}");
+}
+
 #[test]
 fn a_connection_held_by_the_http_path_outlives_the_first_hosts_arrival() {
     let mut site = Site::start("", "");

@@ -29,7 +29,11 @@ const GUE_PORT: u32 = 6080;
 /// A host that is watched. Dropping it ends the watch.
 pub(super) struct Remote {
     pub(super) address: SocketAddr,
+    /// As configured, or by the HTTP path where that cannot be.
     pub(super) forward: Forward,
+    /// Why it cannot be.
+    pub(super) obstacle: Option<String>,
+    wanted: Forward,
     /// What a cookie names: the host, for as long as it has this address.
     pub(super) incarnation: u64,
     pub(super) load: Arc<Load>,
@@ -67,33 +71,42 @@ impl Remote {
         Self {
             address,
             forward: config.forward,
+            obstacle: None,
+            wanted: config.forward,
             incarnation: name_of(address),
             load: Arc::default(),
             watcher: watcher.abort_handle(),
         }
     }
 
-    /// As the datapath knows it. Without a way to the host its packets go by the HTTP path.
-    pub(super) fn backend(&self, id: BackendId) -> Backend {
-        let forward = match self.forward {
+    /// As the datapath knows it. Without a way to the host, or with one that XDP cannot take, its packets go by the HTTP
+    /// path.
+    pub(super) fn backend(&mut self, id: BackendId, obstacle: Option<String>) -> Backend {
+        let source = datapath::source_towards(self.address.ip()).map_err(|error| format!("no way there: {error}"));
+        let source =
+            source.and_then(|source| obstacle.filter(|_| self.wanted != Forward::Http).map_or(Ok(source), Err));
+        match source {
+            Ok(source) => {
+                self.forward = self.wanted;
+                self.obstacle = None;
+                let (address, source) = (self.address.ip().into(), source.into());
+                Backend { address, source, id, forward: self.forward_code(), gue_port: GUE_PORT, reserved: 0 }
+            }
+            Err(obstacle) => {
+                tracing::warn!(backend = %self.address, %obstacle, "the HTTP path will forward to this backend");
+                self.forward = Forward::Http;
+                self.obstacle = Some(format!("{obstacle}; the HTTP path forwards"));
+                Backend { id, forward: FORWARD_HTTP, ..Backend::default() }
+            }
+        }
+    }
+
+    fn forward_code(&self) -> u32 {
+        match self.forward {
             Forward::Http => FORWARD_HTTP,
             Forward::L2 => FORWARD_L2,
             Forward::Ipip => FORWARD_IPIP,
             Forward::Gue => FORWARD_GUE,
-        };
-        match datapath::source_towards(self.address.ip()) {
-            Ok(source) => Backend {
-                address: self.address.ip().into(),
-                source: source.into(),
-                id,
-                forward,
-                gue_port: GUE_PORT,
-                reserved: 0,
-            },
-            Err(error) => {
-                tracing::warn!(backend = %self.address, %error, "no way to this backend; the HTTP path will try");
-                Backend { id, forward: FORWARD_HTTP, ..Backend::default() }
-            }
         }
     }
 }

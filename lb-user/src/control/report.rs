@@ -156,7 +156,7 @@ impl Runner {
             id: format!("{}/{}", self.config.apps[app].name, worker.number),
             pid: running.map(Running::pid),
             state: worker.state_name().to_owned(),
-            reason: worker.reason().map(str::to_owned),
+            reason: worker.reason().map(str::to_owned).or_else(|| remote?.obstacle.clone()),
             last_output: self.last_output.of(&self.config.apps[app].name, worker.number).to_vec(),
             generation: worker.backend.generation(),
             clients: match self.config.apps[app].affinity_in_force() {

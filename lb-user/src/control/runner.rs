@@ -359,7 +359,10 @@ impl Runner {
             }
             Effect::Unwatch { backend } => drop(self.remotes.remove(&backend)),
             Effect::Enlist { backend } if self.remotes.contains_key(&backend) => {
-                let entry = self.remotes.get(&backend)?.backend(backend);
+                let remote = self.remotes.get_mut(&backend)?;
+                let host = remote.address.ip();
+                let obstacle = self.kernel.datapath().and_then(|datapath| datapath.obstacle(host));
+                let entry = remote.backend(backend, obstacle);
                 self.table("enlist a backend", |datapath| datapath.enlist_remote(entry));
             }
             Effect::Enlist { backend } => {

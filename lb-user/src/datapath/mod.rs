@@ -15,6 +15,7 @@ mod routes;
 mod sizes;
 
 use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -167,6 +168,13 @@ impl Datapath {
     /// sk_lookup programs of others in this network namespace, by name and id.
     pub fn other_lookups(&self) -> Vec<String> {
         others::on_lookups(&attach::lookup_path(&self.pin_dir)).unwrap_or_default()
+    }
+
+    /// Why XDP cannot send to this host from where it is; see [`Mode`].
+    pub fn obstacle(&self, host: IpAddr) -> Option<String> {
+        let native = self.attached.iter().filter(|attached| attached.mode == Mode::Native);
+        let native: Vec<_> = native.map(|attached| (attached.name.as_str(), attached.index)).collect();
+        routes::obstacle(host, &native)
     }
 
     /// Where tc programs of others are on this interface.

@@ -1,12 +1,15 @@
-//! What the kernel tells of links and addresses (rtnetlink): that something changed, and whose XDP program is where.
+//! What the kernel tells of links, addresses and routes (rtnetlink): that something changed, whose programs are where, and
+//! over what a host is reached.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
+use netlink_packet_route::link::{LinkAttribute, LinkInfo, LinkMessage, LinkXdp};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::tc::{TcAttribute, TcMessage};
+use netlink_packet_route::{AddressFamily as RouteFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink::SocketAddrNetlink};
 use tokio::io::unix::AsyncFd;
@@ -83,23 +86,62 @@ fn ask(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkM
     }
 }
 
-/// The id of the XDP program on this interface, if there is one.
-///
-/// # Errors
-/// When the kernel does not answer.
-pub(super) fn xdp_program(interface: u32) -> io::Result<Option<u32>> {
+/// What the kernel tells of this interface.
+fn link(interface: u32) -> io::Result<Vec<LinkAttribute>> {
     let mut link = LinkMessage::default();
     link.header.index = interface;
     let attributes = ask(RouteNetlinkMessage::GetLink(link), 0)?.into_iter().find_map(|answer| match answer {
         RouteNetlinkMessage::NewLink(link) => Some(link.attributes),
         _ => None,
     });
+    Ok(attributes.unwrap_or_default())
+}
+
+/// The id of the XDP program on this interface, if there is one.
+///
+/// # Errors
+/// When the kernel does not answer.
+pub(super) fn xdp_program(interface: u32) -> io::Result<Option<u32>> {
     let id = |attribute: &LinkXdp| match attribute {
         LinkXdp::ProgId(id) => Some(*id),
         _ => None,
     };
-    Ok(attributes.into_iter().flatten().find_map(|attribute| match attribute {
+    Ok(link(interface)?.into_iter().find_map(|attribute| match attribute {
         LinkAttribute::Xdp(xdp) => xdp.iter().find_map(id),
+        _ => None,
+    }))
+}
+
+/// What kind of software device this interface is (`vlan`, `bridge`, `veth` …); `None` for hardware.
+///
+/// # Errors
+/// When the kernel does not answer.
+pub(super) fn kind(interface: u32) -> io::Result<Option<String>> {
+    let kind = |info: &LinkInfo| match info {
+        LinkInfo::Kind(kind) => Some(kind.to_string()),
+        _ => None,
+    };
+    Ok(link(interface)?.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.iter().find_map(kind),
+        _ => None,
+    }))
+}
+
+/// The interface on the way to this host, if there is a way.
+///
+/// # Errors
+/// When the kernel does not answer, or knows no way.
+pub(super) fn interface_towards(host: IpAddr) -> io::Result<Option<u32>> {
+    let mut route = RouteMessage::default();
+    (route.header.address_family, route.header.destination_prefix_length) =
+        if host.is_ipv4() { (RouteFamily::Inet, 32) } else { (RouteFamily::Inet6, 128) };
+    route.attributes.push(RouteAttribute::Destination(host.into()));
+    let interface = |attribute| match attribute {
+        RouteAttribute::Oif(interface) => Some(interface),
+        _ => None,
+    };
+    Ok(ask(RouteNetlinkMessage::GetRoute(route), 0)?.into_iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewRoute(route) => route.attributes.into_iter().find_map(interface),
         _ => None,
     }))
 }

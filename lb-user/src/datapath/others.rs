@@ -8,8 +8,8 @@ use std::path::Path;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
 
-use super::{interfaces, netlink, pin};
-use crate::config::Config;
+use super::{interfaces, netlink, pin, routes};
+use crate::config::{Config, Forward};
 
 /// The XDP program on an interface.
 pub(super) fn xdp_holder(index: u32) -> Option<u32> {
@@ -64,14 +64,29 @@ const TCX: &str = "tcx ";
 #[must_use]
 pub fn others(config: &Config) -> Vec<String> {
     let own = own_programs(&config.homing.pin_dir);
+    let direct = config.apps.iter().flat_map(|app| &app.backends).filter(|backend| backend.forward != Forward::Http);
+    let direct: Vec<_> = direct.map(|backend| backend.address).collect();
     let mut lines = Vec::new();
-    for name in interfaces(config).unwrap_or_default() {
+    let mut present = Vec::new();
+    let interfaces = interfaces(config).unwrap_or_default();
+    for name in &interfaces {
         let Ok(index) = nix::net::if_::if_nametoindex(name.as_str()) else {
             lines.push(format!("{name}: there is no such interface now; it gets the program when it comes"));
             continue;
         };
         lines.extend(xdp_holder(index).filter(|id| !own.contains(id)).map(|id| format!("{name}: {}", held_by(id))));
-        lines.extend(on_tc(&name, index).into_iter().map(|kind| format!("{name}: {}", beside_tc(&kind))));
+        lines.extend(on_tc(name, index).into_iter().map(|kind| format!("{name}: {}", beside_tc(&kind))));
+        if let Some(kind) = routes::above_others(index).filter(|_| !direct.is_empty()) {
+            lines.push(format!(
+                "{name}: packets reach a {kind} merged (GRO), and XDP refuses what is then larger than the way to a host takes; \
+                 turn that off below it: ethtool -K INTERFACE gro off"
+            ));
+        }
+        present.push((name.as_str(), index));
+    }
+    for host in direct {
+        let obstacle = routes::obstacle(host.ip(), &present);
+        lines.extend(obstacle.map(|obstacle| format!("{host}: {obstacle}; the HTTP path will forward")));
     }
     let lookups = on_lookups(&super::attach::lookup_path(&config.homing.pin_dir)).unwrap_or_default();
     lines.extend(lookups.into_iter().map(|program| format!("another sk_lookup program is here ({program})")));

@@ -1,8 +1,10 @@
-//! What XDP needs to ask the kernel for ways to remote backends.
+//! Ways to remote backends: what XDP needs to ask the kernel for them, and which it cannot take.
 
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use super::netlink;
 
 /// Both families; a kernel without IPv6 lacks the second.
 const FORWARDING: [&str; 2] = ["/proc/sys/net/ipv4/conf/lo/forwarding", "/proc/sys/net/ipv6/conf/lo/forwarding"];
@@ -36,4 +38,25 @@ pub fn source_towards(host: IpAddr) -> io::Result<IpAddr> {
     let socket = UdpSocket::bind(SocketAddr::from((any, 0)))?;
     socket.connect((host, DISCARD))?;
     Ok(socket.local_addr()?.ip())
+}
+
+/// Why XDP in native mode on one of `interfaces` cannot send to `host`; `None` where it can, or there is no way at all. A
+/// frame that it sent all the same would be gone, and nobody told.
+pub(super) fn obstacle(host: IpAddr, interfaces: &[(&str, u32)]) -> Option<String> {
+    let way = netlink::interface_towards(host).ok()??;
+    let kind = above_others(way)?;
+    // On the same device XDP is in generic mode, which sends what any device takes.
+    let (from, _) = interfaces.iter().find(|(_, index)| *index != way && above_others(*index).is_none())?;
+    let name = nix::net::if_::if_indextoname(way).ok()?;
+    Some(format!(
+        "the way there leads over {} ({kind}), which takes nothing from XDP on {from}",
+        name.to_string_lossy()
+    ))
+}
+
+/// The kind of a device that stands above others (`vlan`, `bridge`, `macvlan` …): it has no queue of its own for frames from
+/// native XDP, and no native XDP. Hardware mostly has both, and of software devices these.
+pub(super) fn above_others(interface: u32) -> Option<String> {
+    const WITH_QUEUES: [&str; 3] = ["veth", "tun", "bond"];
+    netlink::kind(interface).ok()?.filter(|kind| !WITH_QUEUES.contains(&kind.as_str()))
 }
