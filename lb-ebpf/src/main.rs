@@ -22,7 +22,8 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::macros::{btf_tracepoint, sk_lookup, xdp};
 use aya_ebpf::programs::{BtfTracePointContext, SkLookupContext, XdpContext};
 use lb_common::abi::{
-    Counter, PORT_OPENING, PROTO_TCP, SERVICE_LIMITED, SERVICE_LISTED, SERVICE_REMOTE, SERVICE_SYNCOOKIES, SocketKey,
+    Counter, FORWARD_HTTP, PORT_OPENING, PROTO_TCP, SERVICE_LIMITED, SERVICE_LISTED, SERVICE_REMOTE,
+    SERVICE_SYNCOOKIES, SocketKey,
 };
 use lb_common::affinity::{self, Choice};
 use lb_common::parse::{self, Frame};
@@ -157,6 +158,11 @@ fn deliver(ctx: &SkLookupContext) -> Option<u32> {
             return None;
         }
     };
+    // XDP forwards its packets, and asks here whether the HTTP path holds the connection after all. That path takes it where
+    // XDP is not attached.
+    if maps::backend(backend).is_some_and(|backend| backend.forward > FORWARD_HTTP) {
+        return None;
+    }
     let key = SocketKey { backend, family: lookup.family };
     maps::count(match maps::SOCKETS.redirect_sk_lookup(ctx, key, 0) {
         Ok(()) => delivered,

@@ -30,6 +30,29 @@ fn clients_keep_their_remote_backend_and_are_answered_directly() {
     assert_eq!(trace["path"], "kernel", "{trace:#}");
 }
 
+/// XDP asks for a socket of the connection with the kernel's own lookup, while the HTTP path may hold some.
+#[test]
+fn packets_that_xdp_forwards_are_not_counted_as_connections_without_a_socket() {
+    let worker = format!(
+        "command = [{:?}, \"demo-worker\", \"--port\", \"{{port}}\"]\n[app.workers]\nmin = 1\nmax = 1\n",
+        binary()
+    );
+    let site = Site::start("", &worker);
+    site.homing.wait_for_workers(0, 3);
+    let mut sessions = site.open(1..=CLIENTS);
+    sessions.iter_mut().for_each(assert_kept);
+    let counters = site.homing.status()["counters"].clone();
+    assert!(counters["xdp_forwarded_l2"].as_u64() > Some(100), "{counters:#}");
+    assert_eq!(counters["lookup_no_socket"], 0, "{counters:#}");
+    let here = sessions.iter().filter(|session| session.hello.worker == "demo/0").count();
+    let delivered = ["lookup_ring", "lookup_bound"].map(|name| counters[name].as_u64().expect("a counter"));
+    assert_eq!(
+        delivered.iter().sum::<u64>(),
+        2 * here as u64,
+        "one for each session and one for its check: {counters:#}"
+    );
+}
+
 #[test]
 fn a_drain_of_a_remote_backend_keeps_its_clients_and_their_open_connections() {
     let site = Site::start("", "");
