@@ -1,6 +1,6 @@
 //! `homing run --guarded`: the process that a service manager starts and ends, apart from the one that serves.
 //!
-//! It holds nothing, so that a restart may end it while homing goes on and waits for its successor (docs/decisions/0013).
+//! It holds nothing, so that a restart may end it while homing goes on and waits for its successor (docs/decisions/0014).
 
 use std::env;
 use std::process::Command;
