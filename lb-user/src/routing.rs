@@ -3,8 +3,10 @@
 //!
 //! Nothing here decides; `control` makes snapshots and `proxy` follows them.
 
+mod door;
+
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
@@ -17,11 +19,15 @@ use tokio::sync::{mpsc, watch};
 use crate::address::Address;
 use crate::config::{Affinity, Cookie, Protect};
 
+pub use door::{Door, Found, Lost};
+
 /// All apps, as they are now.
 #[derive(Clone, Default)]
 pub struct Snapshot {
     /// By app number.
     pub apps: BTreeMap<u32, Arc<AppRoute>>,
+    /// By listen address.
+    pub doors: Arc<BTreeMap<SocketAddr, Arc<Door>>>,
 }
 
 /// One app, as it is now.
@@ -31,7 +37,7 @@ pub struct AppRoute {
     pub app: u32,
     pub affinity: Affinity,
     pub cookie: Arc<Cookie>,
-    /// Who is refused at the door; `None` where the kernel path does it, or nobody is.
+    /// Who is refused, if anybody is; where [`Door::guards`] is not set the kernel does it.
     pub protect: Option<Arc<Protect>>,
     /// A request is held this long for a worker, at most.
     pub hold: Duration,

@@ -61,6 +61,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "protection",
                 "devices",
                 "changes",
+                "front",
                 "scheduling",
                 "isolation",
                 "sockets",

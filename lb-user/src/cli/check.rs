@@ -1,11 +1,15 @@
 //! `homing check`: all that is wrong with a configuration, or what it will do and why.
 
+use std::cmp::Reverse;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use super::{DONE, USAGE};
 use crate::config::isolation::size_in_words;
-use crate::config::{self, Affinity, App, Backend, Config, Forward, Isolation, KernelPath, Protect, Rate};
+use crate::config::{
+    self, Affinity, App, Backend, Config, Forward, Host, Isolation, KernelPath, Protect, Rate, ToldByRequests,
+};
 use crate::datapath;
 
 const ON_UNIX_SOCKETS: &str = "its workers listen on unix sockets";
@@ -54,7 +58,7 @@ fn render(path: &Path, config: &Config, missing: Option<&str>, others: &[String]
         let _ = writeln!(out, "  why       {why}");
         let _ = writeln!(out, "  crowds    {}", crowds(app));
         if app.protect != Protect::default() {
-            let _ = writeln!(out, "  protect   {}", protection(&app.protect, path));
+            let _ = writeln!(out, "  protect   {}", protection(app, config.homing.kernel_path, missing));
         }
         if !app.command.is_empty() {
             let _ = writeln!(out, "  workers   {}", workers(app));
@@ -70,7 +74,7 @@ fn render(path: &Path, config: &Config, missing: Option<&str>, others: &[String]
             let Backend { address, forward, weight } = backend;
             let _ = writeln!(out, "  backend   {address} by {}, weight {weight}", forward.name());
         }
-        if path == "kernel" && app.listen.iter().any(std::net::SocketAddr::is_ipv6) {
+        if path == "kernel" && app.listen.iter().any(SocketAddr::is_ipv6) {
             let _ = writeln!(
                 out,
                 "  note      an IPv6 client takes the kernel path only to a worker that listens on IPv6 too;\n            \
@@ -78,10 +82,49 @@ fn render(path: &Path, config: &Config, missing: Option<&str>, others: &[String]
             );
         }
     }
+    out.push_str("\nurls\n");
+    for line in urls(&config.apps) {
+        let _ = writeln!(out, "  {line}");
+    }
     out
 }
 
+/// Which app each URL leads to, address by address, as the HTTP path looks for it: the first that fits.
+fn urls(apps: &[App]) -> Vec<String> {
+    let mut rows = Vec::new();
+    for app in apps {
+        for (&address, host) in app.listen.iter().flat_map(|at| app.route.patterns().map(move |host| (at, host))) {
+            let path = &app.route.path;
+            let name = host.map_or("*".to_owned(), ToString::to_string);
+            let kind = match host {
+                Some(Host::Exact(_)) => 0,
+                Some(Host::Below(_)) => 1,
+                None => 2,
+            };
+            let url = format!("http://{name}:{}{path}", address.port());
+            let strip = if path != "/" && app.route.strip_path { ", which sees what follows the path" } else { "" };
+            let rank = (address, kind, Reverse(name.len()), name, Reverse(path.len()), path);
+            rows.push((rank, [address.to_string(), url, format!("{}{strip}", app.name)]));
+        }
+    }
+    rows.sort();
+    let width = |column: usize| rows.iter().map(|(_, texts)| texts[column].len()).max().unwrap_or(0);
+    let (address_width, url_width) = (width(0), width(1));
+    let line = |[address, url, app]: &[String; 3]| format!("{address:address_width$}  {url:url_width$}  {app}");
+    rows.iter().map(|(_, texts)| line(texts)).collect()
+}
+
 fn path_of(app: &App, kernel_path: KernelPath, missing: Option<&str>) -> (&'static str, String) {
+    if let Some(told) = app.told_by_requests() {
+        let why = match told {
+            ToldByRequests::App => "other apps share an address with it: only a request says whose it is",
+            ToldByRequests::Host => "`hosts`: only a request says which host it is for",
+            ToldByRequests::Path => "`path`: only a request says what it is for",
+        };
+        let by_address =
+            if app.affinity == Affinity::Ip { "; its clients are told apart by address all the same" } else { "" };
+        return ("http", format!("{why}{by_address}"));
+    }
     if app.has_workers_on_unix_sockets() && !app.has_kernel_path() {
         return ("http", format!("{ON_UNIX_SOCKETS}, which only the HTTP path reaches"));
     }
@@ -96,7 +139,8 @@ fn path_of(app: &App, kernel_path: KernelPath, missing: Option<&str>) -> (&'stat
     }
 }
 
-fn protection(protect: &Protect, path: &str) -> String {
+fn protection(app: &App, kernel_path: KernelPath, missing: Option<&str>) -> String {
+    let protect = &app.protect;
     let mut words = Vec::new();
     match (protect.allow.len(), protect.deny.len()) {
         (0, 0) => {}
@@ -107,7 +151,11 @@ fn protection(protect: &Protect, path: &str) -> String {
     for (whose, Rate { per_second, burst }) in rates.into_iter().filter_map(|(whose, rate)| Some((whose, rate?))) {
         words.push(format!("new connections of {whose}: {per_second} a second, {burst} at once"));
     }
-    let by = if path == "http" { "the HTTP path, at the door" } else { "XDP" };
+    let by = match (app.shares, kernel_path == KernelPath::Off || missing.is_some()) {
+        (true, _) => "the HTTP path, with a connection's first request for it",
+        (false, true) => "the HTTP path, at the door",
+        (false, false) => "XDP",
+    };
     format!("{}; by {by}", words.join("; "))
 }
 
@@ -174,6 +222,43 @@ mod tests {
             config::file::parse(&text, "homing.toml", Path::new("/")).unwrap_or_else(|errors| panic!("{errors}"));
         let (path, why) = path_of(&config.apps[0], KernelPath::Preferred, None);
         format!("{path}: {why}")
+    }
+
+    #[test]
+    fn what_only_requests_tell_needs_the_http_path() {
+        assert_eq!(why("hosts = [\"a\"]"), "http: `hosts`: only a request says which host it is for");
+        assert_eq!(
+            why("path = \"/a\"\naffinity = \"ip\""),
+            "http: `path`: only a request says what it is for; its clients are told apart by address all the same"
+        );
+        let second = "[[app]]\nname = \"b\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\nhosts = [\"b\"]";
+        assert_eq!(why(second), "http: other apps share an address with it: only a request says whose it is");
+    }
+
+    #[test]
+    fn the_url_map_stands_in_the_order_of_search() {
+        let app = |name: &str, lines: &str| {
+            format!("[[app]]\nname = \"{name}\"\nlisten = [\"0.0.0.0:80\"]\ncommand = [\"sh\"]\n{lines}\n")
+        };
+        let text = [
+            app("rest", ""),
+            app("wild", "hosts = [\"*.b.org\"]"),
+            app("eu", "hosts = [\"*.eu.b.org\", \"x.b.org\"]"),
+            app("sales", "path = \"/sales\""),
+            app("deep", "path = \"/sales/eu\"\nstrip_path = false"),
+        ];
+        let config = config::file::parse(&text.concat(), "homing.toml", Path::new("/")).expect("it is right");
+        assert_eq!(
+            urls(&config.apps),
+            [
+                "0.0.0.0:80  http://x.b.org:80/     eu",
+                "0.0.0.0:80  http://*.eu.b.org:80/  eu",
+                "0.0.0.0:80  http://*.b.org:80/     wild",
+                "0.0.0.0:80  http://*:80/sales/eu   deep",
+                "0.0.0.0:80  http://*:80/sales      sales, which sees what follows the path",
+                "0.0.0.0:80  http://*:80/           rest",
+            ]
+        );
     }
 
     #[test]

@@ -114,6 +114,8 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
         name: name.to_owned(),
         listen_udp: Vec::new(),
         listen: vec![listen],
+        route: config::Route::default(),
+        shares: false,
         affinity,
         command: ["demo-worker", "--port", "{port}"]
             .iter()
@@ -135,7 +137,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
         health: Health { path: None, interval: Duration::from_secs(5) },
         protect: config::Protect::default(),
         client: config::Client { ipv4: 32, ipv6: 64, auto_promote: 16 },
-        cookie: Cookie { name: "homing".to_owned(), secure: Secure::Never },
+        cookie: Cookie { name: "homing".to_owned(), secure: Secure::Never, path: "/".to_owned() },
     };
     Ok(Config {
         homing: Homing {

@@ -11,6 +11,7 @@ mod listen;
 mod output;
 mod protect;
 mod reader;
+mod route;
 mod value;
 
 use std::fs::File;

@@ -5,6 +5,7 @@ mod errors;
 pub mod file;
 pub mod isolation;
 mod location;
+mod route;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 
 pub use errors::{Errors, Problem};
 pub use isolation::Isolation;
+pub use route::{Host, Route};
 
 /// A whole configuration file.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,8 +70,12 @@ pub enum Cgroups {
 #[derive(Clone, Debug, PartialEq)]
 pub struct App {
     pub name: String,
-    /// One or more; unique over all apps.
+    /// One or more.
     pub listen: Vec<SocketAddr>,
+    /// Which requests there are for it.
+    pub route: Route,
+    /// Another app listens on one of its addresses, too.
+    pub shares: bool,
     /// Further addresses, for datagrams; only with backends that all answer directly.
     pub listen_udp: Vec<SocketAddr>,
     pub affinity: Affinity,
@@ -134,8 +140,24 @@ impl App {
         }
     }
 
+    /// What of the app a connection alone does not tell, so that all of it goes by the HTTP path.
+    pub fn told_by_requests(&self) -> Option<ToldByRequests> {
+        if self.shares {
+            Some(ToldByRequests::App)
+        } else if !self.route.hosts.is_empty() {
+            Some(ToldByRequests::Host)
+        } else if self.route.path != "/" {
+            Some(ToldByRequests::Path)
+        } else {
+            None
+        }
+    }
+
     /// Whether there is somebody whom the kernel can hand a connection to.
     pub fn has_kernel_path(&self) -> bool {
+        if self.told_by_requests().is_some() {
+            return false;
+        }
         let has_ports = !self.command.is_empty() && self.listens_on != ListensOn::Socket;
         has_ports || self.backends.iter().any(|backend| backend.forward != Forward::Http)
     }
@@ -148,6 +170,17 @@ impl App {
     pub fn has_workers_on_unix_sockets(&self) -> bool {
         !self.command.is_empty() && self.listens_on == ListensOn::Socket
     }
+}
+
+/// What only a request says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToldByRequests {
+    /// Which of the apps on the address it is for.
+    App,
+    /// Whether it is for one of the app's hosts.
+    Host,
+    /// Whether it is below the app's path.
+    Path,
 }
 
 /// A remote host that serves the app.
@@ -285,6 +318,8 @@ pub struct Client {
 pub struct Cookie {
     pub name: String,
     pub secure: Secure,
+    /// The app's own.
+    pub path: String,
 }
 
 /// The `Secure` attribute of the cookie.

@@ -21,7 +21,6 @@ pub(super) struct Fixed {
     pub(super) service: Service,
     pub(super) cookie: Arc<Cookie>,
     pub(super) name: Arc<str>,
-    /// Where the HTTP path refuses; the kernel's programs do it otherwise.
     pub(super) protect: Option<Arc<Protect>>,
 }
 
@@ -69,6 +68,9 @@ fn flags(app: &App) -> u32 {
 }
 
 fn path_flags(app: &App) -> u32 {
+    if app.told_by_requests().is_some() {
+        return SERVICE_HTTP_ONLY;
+    }
     let auto = match app.affinity_in_force() {
         Affinity::Cookie => return SERVICE_HTTP_ONLY,
         Affinity::Auto => SERVICE_AUTO,
@@ -83,7 +85,7 @@ fn path_flags(app: &App) -> u32 {
     }
 }
 
-pub(super) fn fix(id: u32, app: &App, keys: &CookieKeys, has_kernel: bool) -> Fixed {
+pub(super) fn fix(id: u32, app: &App, keys: &CookieKeys) -> Fixed {
     /// Bits of an address in its IPv4-mapped form before the IPv4 part.
     const V4_OFFSET: u16 = 96;
     Fixed {
@@ -99,7 +101,7 @@ pub(super) fn fix(id: u32, app: &App, keys: &CookieKeys, has_kernel: bool) -> Fi
         },
         cookie: Arc::new(app.cookie.clone()),
         name: app.name.as_str().into(),
-        protect: (!has_kernel && app.protect != Protect::default()).then(|| Arc::new(app.protect.clone())),
+        protect: (app.protect != Protect::default()).then(|| Arc::new(app.protect.clone())),
     }
 }
 

@@ -8,6 +8,7 @@ mod change;
 mod confinement;
 pub mod doors;
 mod fixed;
+mod fronts;
 mod ghosts;
 mod housekeeping;
 mod last_output;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::doors::Doors;
 use super::fixed::{self, Fixed};
+use super::fronts::Fronts;
 use super::ghosts::Ghosts;
 use super::last_output::LastOutput;
 use super::launch::{Launcher, Message, Running};
@@ -83,6 +84,8 @@ pub struct Runner {
     pub(super) config: Config,
     pub(super) state: State,
     pub(super) fixed: Vec<Fixed>,
+    /// What is behind each listen address.
+    pub(super) fronts: Fronts,
     pub(super) kernel: Kernel,
     pub(super) kernel_status: KernelPathStatus,
     pub(super) bindings: Arc<dyn Bindings>,
@@ -133,7 +136,7 @@ impl Runner {
         let has_kernel = matches!(kernel, Kernel::On(_));
         let numbered = || ids.iter().zip(&config.apps);
         let specs: Vec<AppSpec> = numbered().map(|(&id, app)| fixed::spec(id, app)).collect();
-        let fixed = numbered().map(|(&id, app)| fixed::fix(id, app, &keys, has_kernel)).collect();
+        let fixed = numbered().map(|(&id, app)| fixed::fix(id, app, &keys)).collect();
         let (launcher, messages) = Launcher::new(&config.homing, has_kernel);
         let kernel_status = super::report::kernel_status(&kernel);
         let sockets = vec![true; config.apps.len()];
@@ -147,6 +150,7 @@ impl Runner {
             last_output: LastOutput::default(),
             config,
             fixed,
+            fronts: Fronts::default(),
             kernel,
             kernel_status,
             bindings,
@@ -171,6 +175,7 @@ impl Runner {
             adopting: true,
             exiting: false,
         };
+        runner.look_at_fronts();
         runner.publish_protection()?;
         runner.publish_services()?;
         runner.adopt(found);
@@ -330,8 +335,8 @@ impl Runner {
     }
 
     pub(super) fn publish_snapshot(&self) {
-        let Self { state, config, fixed, running, remotes, by_kernel, .. } = self;
-        let next = snapshot(state, &config.apps, fixed, running, remotes, by_kernel);
+        let Self { state, config, fixed, running, remotes, by_kernel, fronts, .. } = self;
+        let next = snapshot(state, &config.apps, fixed, running, remotes, by_kernel, fronts);
         self.snapshots.send_replace(Arc::new(next));
     }
 
@@ -441,7 +446,8 @@ impl Runner {
                 let sockets = if has_sockets { SERVICE_SOCKETS } else { 0 };
                 let service = Service { flags: fixed.service.flags | sockets | cookies, ..fixed.service };
                 let key = |at: &SocketAddr, protocol| ServiceKey::new(at.ip().into(), at.port(), protocol);
-                let tcp = app.listen.iter().map(move |at| key(at, PROTO_TCP));
+                let own = app.listen.iter().filter(|at| self.is_of_one(**at));
+                let tcp = own.map(move |at| key(at, PROTO_TCP));
                 let udp = app.listen_udp.iter().map(move |at| key(at, PROTO_UDP));
                 tcp.chain(udp).map(move |key| (key, service))
             })

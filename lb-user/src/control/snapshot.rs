@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lb_common::abi::BackendId;
 
 use super::fixed::Fixed;
+use super::fronts::Fronts;
 use super::launch::Running;
 use super::remotes::Remote;
 use super::state::{App, State};
@@ -19,6 +20,7 @@ pub(super) fn snapshot(
     running: &HashMap<BackendId, Running>,
     remotes: &HashMap<BackendId, Remote>,
     by_kernel: &HashMap<BackendId, u64>,
+    fronts: &Fronts,
 ) -> Snapshot {
     let routes = state.apps.iter().zip(apps.iter().zip(fixed)).map(|(app, (config, fixed))| {
         let route = AppRoute {
@@ -36,7 +38,7 @@ pub(super) fn snapshot(
         };
         (app.spec.id, Arc::new(route))
     });
-    Snapshot { apps: routes.collect() }
+    Snapshot { apps: routes.collect(), doors: Arc::clone(fronts) }
 }
 
 fn workers(

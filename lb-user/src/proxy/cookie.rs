@@ -67,7 +67,7 @@ pub fn set(
         Secure::Auto | Secure::Never => false,
     };
     let built = cookie::Cookie::build((cookie.name.as_str(), value))
-        .path("/")
+        .path(cookie.path.as_str())
         .http_only(true)
         .same_site(cookie::SameSite::Lax)
         .secure(secure)
@@ -185,7 +185,7 @@ mod tests {
     }
 
     fn settings() -> config::Cookie {
-        config::Cookie { name: "homing".into(), secure: Secure::Auto }
+        config::Cookie { name: "homing".into(), secure: Secure::Auto, path: "/".into() }
     }
 
     fn with(cookies: &[&str]) -> HeaderMap {

@@ -27,11 +27,11 @@ macro_rules! counters {
 counters! {
     /// Connections accepted.
     Connections = "http_connections",
-    /// Connections closed at the door, where no kernel path does it: the app's lists deny the address.
+    /// Connections refused, where no kernel path does it: the app's lists deny the address.
     Denied = "http_denied",
-    /// Connections closed at the door, where no kernel path does it: one client is faster than `protect.client_rate`.
+    /// Connections refused, where no kernel path does it: one client is faster than `protect.client_rate`.
     ClientTooFast = "http_client_too_fast",
-    /// Connections closed at the door, where no kernel path does it: all clients are faster than `protect.app_rate`.
+    /// Connections refused, where no kernel path does it: all clients are faster than `protect.app_rate`.
     AppTooFast = "http_app_too_fast",
     /// Requests received, refused ones included.
     Requests = "http_requests",
@@ -47,6 +47,8 @@ counters! {
     RefusedHeldFull = "http_refused_held_full",
     /// Requests refused as malformed or unsupported (400, 405, 417, 501).
     RefusedBadRequest = "http_refused_bad_request",
+    /// Requests for a host or path that no app on their address has.
+    RefusedNoApp = "http_refused_no_app",
     /// Clients without a cookie that were given a worker and a cookie.
     CookieNew = "http_cookie_new",
     /// Requests that reached the worker that their cookie names.

@@ -3,22 +3,23 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::header::{COOKIE, HeaderValue, SET_COOKIE};
-use http::{Request, Response, StatusCode, Version};
+use http::header::{COOKIE, HOST, HeaderValue, SET_COOKIE};
+use http::request::Parts;
+use http::{Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 
 use super::admit::{Patience, Place, Rule, Visitor};
 use super::answer::{self, Refusal};
 use super::body::{RequestBody, ResponseBody};
+use super::connection::Connection;
 use super::cookie::{self, Presented};
 use super::counters::Counter;
-use super::listen::Connection;
 use super::session;
 use super::upstream::SendError;
 use super::{check, headers, tunnel};
 use crate::config::{self, Affinity};
-use crate::routing::{AppRoute, Notice};
+use crate::routing::{AppRoute, Found, Lost, Notice};
 
 /// Times that a request is placed at a worker.
 const ATTEMPTS: u32 = 2;
@@ -29,16 +30,24 @@ struct Decision {
     rule: Rule,
 }
 
-pub async fn handle(connection: Arc<Connection>, request: Request<Incoming>) -> Response<ResponseBody> {
+pub async fn handle(connection: Arc<Connection>, mut request: Request<Incoming>) -> Response<ResponseBody> {
     let inner = &connection.proxy;
     inner.counters.add(Counter::Requests);
     let html = answer::wants_html(request.headers());
     // What the log line needs is kept only if there will be one.
     let logged = tracing::enabled!(tracing::Level::DEBUG)
         .then(|| (Instant::now(), request.method().clone(), request.uri().path().to_owned()));
-    let route = inner.route(connection.app);
-    let name = route.as_ref().map_or_else(|| Arc::from("(none)"), |route| Arc::clone(&route.name));
-    let outcome = forward(&connection, request, route).await;
+    let on_upgrade = hyper::upgrade::on(&mut request);
+    let (mut parts, body) = request.into_parts();
+    let (name, outcome) = match arrive(&connection, &mut parts) {
+        Ok(arrival) => {
+            let name = arrival.route.as_ref().map(|route| Arc::clone(&route.name));
+            let upgrade = check::wants_upgrade(&parts).then_some(on_upgrade);
+            (name, forward(&connection, parts, body, upgrade, arrival).await)
+        }
+        Err((name, refusal)) => (name, Err(refusal)),
+    };
+    let name = name.unwrap_or_else(|| Arc::from("(none)"));
     let (response, decision, refusal) = match outcome {
         Ok((response, decision)) => (response, Some(decision), None),
         Err(refusal) => (refusal.response(&name, html), None, Some(refusal)),
@@ -64,20 +73,69 @@ pub async fn handle(connection: Arc<Connection>, request: Request<Incoming>) -> 
     response
 }
 
+/// A request whose app is known.
+struct Arrival {
+    app: u32,
+    route: Option<Arc<AppRoute>>,
+    /// What of the path its worker does not see; the rest is in the request.
+    prefix: Option<String>,
+}
+
+/// Checks the request, finds its app and takes the app's path off, if that is so configured.
+fn arrive(connection: &Connection, parts: &mut Parts) -> Result<Arrival, (Option<Arc<str>>, Refusal)> {
+    let inner = &connection.proxy;
+    check::check(parts, connection.local).map_err(|refusal| (None, refusal))?;
+    let door = connection.door();
+    let host = parts.headers.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
+    let Found { app, stripped } = door.find(host, parts.uri.path()).map_err(|lost| match lost {
+        Lost::Dots => (None, Refusal::Bad("a path here has no segments of dots")),
+        Lost::Nobody => {
+            inner.counters.add(Counter::RefusedNoApp);
+            (None, Refusal::NoApp)
+        }
+    })?;
+    let route = inner.route(app);
+    let refused = |refusal| (route.as_ref().map(|route| Arc::clone(&route.name)), refusal);
+    connection.join(app, &door).map_err(|why| match why {
+        Counter::Denied => refused(Refusal::Denied),
+        _ => refused(Refusal::TooFast),
+    })?;
+    let prefix = match stripped {
+        None => None,
+        Some((prefix, end)) => {
+            parts.uri = without(prefix, end, &parts.uri).map_err(refused)?;
+            Some(prefix.to_owned())
+        }
+    };
+    Ok(Arrival { app, route, prefix })
+}
+
+/// The target without the first `end` bytes of its path, which are `prefix`.
+fn without(prefix: &str, end: usize, target: &Uri) -> Result<Uri, Refusal> {
+    let rest = target.path_and_query().map_or("", |target| &target.as_str()[end..]);
+    if rest.starts_with('/') {
+        return Uri::try_from(rest).map_err(|_| Refusal::Bad("the request target is not a path"));
+    }
+    let location = HeaderValue::try_from(format!("{prefix}/{rest}"));
+    Err(location.map_or(Refusal::Bad("the request target is not a path"), |location| Refusal::Moved { location }))
+}
+
 async fn forward(
     connection: &Arc<Connection>,
-    mut request: Request<Incoming>,
-    route: Option<Arc<AppRoute>>,
+    mut parts: Parts,
+    body: Incoming,
+    upgrade: Option<OnUpgrade>,
+    arrival: Arrival,
 ) -> Result<(Response<ResponseBody>, Decision), Refusal> {
+    let Arrival { app, route, prefix } = arrival;
     let inner = &connection.proxy;
-    let on_upgrade = hyper::upgrade::on(&mut request);
-    let (mut parts, body) = request.into_parts();
-    check::check(&mut parts, connection.local)?;
-    let upgrade = check::wants_upgrade(&parts).then_some(on_upgrade);
     if upgrade.is_some() && !body.is_end_stream() {
         return Err(Refusal::Bad("a request to switch protocols has no body"));
     }
     headers::to_worker(&mut parts.headers, &connection.client, &inner.ids, upgrade.is_some());
+    if let Some(prefix) = prefix {
+        headers::tell_prefix(&mut parts.headers, &prefix);
+    }
     parts.version = Version::HTTP_11;
     parts.extensions.clear();
 
@@ -93,7 +151,7 @@ async fn forward(
     }
     drop(route);
     let navigates = upgrade.is_none() && answer::navigates(&parts);
-    let visitor = Visitor { app: connection.app, address: connection.client.address, presented, navigates };
+    let visitor = Visitor { app, address: connection.client.address, presented, navigates };
     let request = Request::from_parts(parts, RequestBody::new(body));
     Attempt { connection, visitor, cookie, upgrade }.run(request).await
 }

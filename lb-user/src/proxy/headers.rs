@@ -11,6 +11,7 @@ use super::check::tokens;
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What all requests of one client connection say of it, made once.
@@ -80,6 +81,12 @@ pub fn to_worker(headers: &mut HeaderMap, client: &Client, ids: &RequestIds, upg
     headers.insert(X_FORWARDED_FOR, client.forwarded_for.clone());
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     headers.insert(X_REQUEST_ID, ids.next());
+}
+
+/// Tells the worker what of the path it does not see; after [`to_worker`].
+pub fn tell_prefix(headers: &mut HeaderMap, prefix: &str) {
+    let prefix = HeaderValue::try_from(prefix).expect("a configured path is a valid header value");
+    headers.insert(X_FORWARDED_PREFIX, prefix);
 }
 
 /// Turns a worker's headers into what the client gets. `upgrade`: the answer is a 101 that is passed on.

@@ -1,12 +1,11 @@
 //! Listeners and the client connections on them: accepting, hyper's settings, and the end of all of it.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -17,8 +16,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{interval, sleep};
 
+use super::connection::Connection;
 use super::counters::Counter;
-use super::crowd::{self, InCrowd};
 use super::handle::handle;
 use super::headers::Client;
 use super::limits::{
@@ -27,54 +26,9 @@ use super::limits::{
 };
 use super::{Inner, Listener, Shutdown};
 
-/// What all requests and tunnels of a client connection share.
-pub struct Connection {
-    pub proxy: Arc<Inner>,
-    pub app: u32,
-    pub client: Client,
-    /// The listener's side.
-    pub local: SocketAddr,
-    pub shutdown: watch::Receiver<Shutdown>,
-    /// Counts against [`CONNECTIONS_MAX`]; all of them back means that the listener is done.
-    _permit: OwnedSemaphorePermit,
-    _open: Open,
-    _in_crowd: Option<InCrowd>,
-}
-
-/// How many client connections each app has.
-#[derive(Default)]
-pub struct OpenConnections(Mutex<HashMap<u32, Arc<AtomicUsize>>>);
-
-impl OpenConnections {
-    pub fn of(&self, app: u32) -> usize {
-        self.gauge(app).load(Ordering::Relaxed)
-    }
-
-    fn gauge(&self, app: u32) -> Arc<AtomicUsize> {
-        // A panic cannot leave the map half-changed.
-        let mut gauges = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(gauges.entry(app).or_default())
-    }
-
-    /// Counts one more until the value is dropped.
-    fn open(&self, app: u32) -> Open {
-        let gauge = self.gauge(app);
-        gauge.fetch_add(1, Ordering::Relaxed);
-        Open(gauge)
-    }
-}
-
-struct Open(Arc<AtomicUsize>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Serves a listener until it is shut down and its last connection and tunnel are gone.
 pub async fn serve(proxy: Arc<Inner>, listener: Listener, mut shutdown: watch::Receiver<Shutdown>) -> io::Result<()> {
-    let app = listener.app;
+    let address = listener.address;
     listener.socket.set_nonblocking(true)?;
     let socket = TcpListener::from_std(listener.socket)?;
     let settings = settings();
@@ -91,7 +45,7 @@ pub async fn serve(proxy: Arc<Inner>, listener: Listener, mut shutdown: watch::R
             (accepted, permit) = accepted => match accepted {
                 Ok((stream, peer)) => {
                     let shutdown = shutdown.clone();
-                    if let Err(error) = start(&proxy, &settings, app, stream, peer, shutdown, permit) {
+                    if let Err(error) = start(&proxy, &settings, address, stream, peer, shutdown, permit) {
                         tracing::debug!(%peer, %error, "the client went away at once");
                     }
                 }
@@ -138,7 +92,7 @@ fn settings() -> http1::Builder {
 fn start(
     proxy: &Arc<Inner>,
     settings: &http1::Builder,
-    app: u32,
+    address: SocketAddr,
     stream: TcpStream,
     peer: SocketAddr,
     shutdown: watch::Receiver<Shutdown>,
@@ -147,25 +101,26 @@ fn start(
     proxy.counters.add(Counter::Connections);
     stream.set_nodelay(true)?;
     SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE))?;
-    // An IPv4 client of a dual-stack listener is an IPv4 client.
-    let address = peer.ip().to_canonical();
-    if let Some(route) = proxy.route(app)
-        && let Some(protect) = &route.protect
-        && let Some(refusal) = proxy.pace.refusal(&route, protect, address)
-    {
-        proxy.counters.add(refusal);
-        return Ok(());
-    }
+    // Control publishes what is behind an address before it opens it.
+    let door = proxy.routing.snapshots.borrow().doors.get(&address).map(Arc::clone).unwrap_or_default();
     let connection = Arc::new(Connection {
         proxy: Arc::clone(proxy),
-        app,
-        client: Client::new(address),
+        // An IPv4 client of a dual-stack listener is an IPv4 client.
+        client: Client::new(peer.ip().to_canonical()),
+        address,
         local: stream.local_addr()?,
         shutdown: shutdown.clone(),
+        entered: Arc::clone(&door),
+        first: OnceLock::new(),
+        others: Mutex::default(),
         _permit: permit,
-        _open: proxy.connections.open(app),
-        _in_crowd: crowd::join(proxy, app, address),
     });
+    // Where several apps are it is the first request that says whose the connection is.
+    if let Some(app) = door.sole()
+        && connection.join(app, &door).is_err()
+    {
+        return Ok(());
+    }
     let talk = Arc::new(Talk::default());
     let told = Arc::clone(&talk);
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {

@@ -1,7 +1,7 @@
 //! The HTTP path: client → homing → worker, for what an address cannot decide and for as long as no worker is there.
 //!
-//! Layers, in the order in which a request meets them: `listen` → hyper → `check` → `headers` → `cookie` → `admit`
-//! (with `session` for who belongs where) → `upstream` or `tunnel` → `body`. `handle` strings them together, `answer`
+//! Layers, in the order in which a request meets them: `listen` → hyper → `check` → `routing::Door` (host and path →
+//! app) → `headers` → `cookie` → `admit` (with `session` for who belongs where) → `upstream` or `tunnel` → `body`. `handle` strings them together, `answer`
 //! has the words for every refusal. What is not here: which workers exist (`control` publishes that in
 //! `crate::routing`) and how an address is placed (`lb_common::affinity`).
 
@@ -9,6 +9,7 @@ mod admit;
 mod answer;
 mod body;
 mod check;
+mod connection;
 mod cookie;
 mod counters;
 mod crowd;
@@ -22,6 +23,8 @@ mod listen;
 mod scenarios;
 mod session;
 #[cfg(test)]
+mod sharing;
+#[cfg(test)]
 mod testing;
 mod tunnel;
 mod upstream;
@@ -29,6 +32,7 @@ mod upstream;
 mod wire;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use lb_common::abi::BackendId;
@@ -41,8 +45,8 @@ use crate::routing::RoutingHandle;
 
 /// A socket to serve, bound and listening.
 pub struct Listener {
-    /// The app that it leads to.
-    pub app: u32,
+    /// Its address as it is configured, under which the snapshot says what is behind it.
+    pub address: SocketAddr,
     pub socket: std::net::TcpListener,
 }
 
@@ -69,7 +73,7 @@ struct Inner {
     ids: headers::RequestIds,
     holding: admit::Holding,
     /// Open client connections by app.
-    connections: listen::OpenConnections,
+    connections: connection::OpenConnections,
     /// The same by client, where that matters.
     crowds: crowd::Crowds,
     pace: guard::Pace,
@@ -90,7 +94,7 @@ impl Proxy {
             tunnels: tunnel::Tunnels::default(),
             ids,
             holding: admit::Holding::default(),
-            connections: listen::OpenConnections::default(),
+            connections: connection::OpenConnections::default(),
             crowds: crowd::Crowds::default(),
             pace: guard::Pace::default(),
             assigning: Mutex::new(()),

@@ -27,8 +27,8 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use super::{CookieKeys, Counter, Listener, Proxy, Shutdown};
 use crate::address::Address;
 use crate::bindings::MemoryBindings;
-use crate::config::{self, Affinity, Secure};
-use crate::routing::{AppRoute, Notice, RoutingHandle, Snapshot, WorkerRoute};
+use crate::config::{self, Affinity, Route, Secure};
+use crate::routing::{AppRoute, Door, Notice, RoutingHandle, Snapshot, WorkerRoute};
 
 /// Whatever a test waits for happens at once, or not at all.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -167,7 +167,7 @@ pub fn route(affinity: Affinity, workers: Vec<WorkerRoute>) -> AppRoute {
         app: 0,
         affinity,
         protect: None,
-        cookie: Arc::new(config::Cookie { name: "homing".into(), secure: Secure::Auto }),
+        cookie: Arc::new(config::Cookie { name: "homing".into(), secure: Secure::Auto, path: "/".into() }),
         hold: PATIENCE,
         service: Service {
             seed: 1,
@@ -199,24 +199,40 @@ pub struct World {
     snapshots: watch::Sender<Arc<Snapshot>>,
 }
 
+/// One app on a listener of its own.
 pub async fn world(route: AppRoute) -> World {
-    let (snapshots, receiver) = watch::channel(Arc::new(Snapshot { apps: [(0, Arc::new(route))].into() }));
+    world_of(&[Route::default()], vec![route]).await
+}
+
+/// Apps on one listener, each with its route there.
+pub async fn world_of(routes: &[Route], apps: Vec<AppRoute>) -> World {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let (snapshots, receiver) = watch::channel(Arc::new(picture(address, routes, apps)));
     let (sender, notices) = mpsc::channel(64);
     let notices = Mutex::new(notices);
     let bindings = Arc::new(MemoryBindings::new());
     let routing = RoutingHandle { snapshots: receiver, notices: sender, bindings: bindings.clone() };
     let proxy = Proxy::new(routing, CookieKeys::new([7; 32], None));
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = socket.local_addr().unwrap();
     let (shutdown, told) = watch::channel(Shutdown::Serving);
-    let served = tokio::spawn(proxy.clone().serve(Listener { app: 0, socket }, told));
+    let served = tokio::spawn(proxy.clone().serve(Listener { address, socket }, told));
     World { proxy, address, notices, shutdown, bindings, served, snapshots }
+}
+
+fn picture(address: SocketAddr, routes: &[Route], apps: Vec<AppRoute>) -> Snapshot {
+    let door = Door::new(apps.iter().map(|app| app.app).zip(routes), true);
+    let apps = apps.into_iter().map(|app| (app.app, Arc::new(app))).collect();
+    Snapshot { apps, doors: Arc::new([(address, Arc::new(door))].into()) }
 }
 
 impl World {
     /// What control publishes next.
     pub fn publish(&self, route: AppRoute) {
-        self.snapshots.send_replace(Arc::new(Snapshot { apps: [(0, Arc::new(route))].into() }));
+        self.publish_all(&[Route::default()], vec![route]);
+    }
+
+    pub fn publish_all(&self, routes: &[Route], apps: Vec<AppRoute>) {
+        self.snapshots.send_replace(Arc::new(picture(self.address, routes, apps)));
     }
 
     pub fn count(&self, counter: Counter) -> u64 {

@@ -14,6 +14,7 @@ use super::isolation;
 use super::listen::{self, Taken};
 use super::protect;
 use super::reader::{Given, Table, shown};
+use super::route;
 use super::value;
 use crate::config::{Affinity, App, Client, Cookie, Health, Secure, Timeouts, Workers};
 
@@ -21,6 +22,9 @@ const KNOWN: &[&str] = &[
     "name",
     "listen",
     "listen_udp",
+    "hosts",
+    "path",
+    "strip_path",
     "affinity",
     "command",
     "backends",
@@ -88,16 +92,18 @@ impl<'b> Apps<'b> {
         table.know(KNOWN, &[]);
         let name = self.name(table);
         let listen = self.listen(table, &name);
+        let route = route::route(table);
         let listen_udp = listen_udp(table);
         let directory = directory(table, self.base);
         let env = table.table("env").map(|table| command::env(&table)).unwrap_or_default();
         let command = command::command(table, directory.as_deref(), &env);
         let affinity = affinity(table);
         let workers = table.table("workers").map_or(DEFAULT_WORKERS, |table| workers(&table));
-        let app = App {
+        let mut app = App {
             backends: backends::backends(table, &listen, &listen_udp, affinity),
-            listen,
+            listen: listen.iter().map(|given| given.value).collect(),
             listen_udp,
+            shares: false,
             affinity,
             workers: if table.has("command") { workers } else { Workers { min: 0, max: 0, ..workers } },
             command,
@@ -110,11 +116,30 @@ impl<'b> Apps<'b> {
             health: health(table),
             client: table.table("client").map_or(DEFAULT_CLIENT, |table| client(&table)),
             protect: protect::protect(table),
-            cookie: cookie(table),
+            cookie: cookie(table, &route.path),
+            route,
             name,
         };
         entrance::check(table, &app, self.run_dir.as_deref());
+        app.shares = self.share(table, &app, &listen);
+        route::check(table, &app, &self.taken);
         self.apps.push(app);
+    }
+
+    /// Whether another app is on one of these addresses, too; complains where nothing tells the two apart.
+    fn share(&mut self, table: &Table<'_>, app: &App, listen: &[Given<SocketAddr>]) -> bool {
+        let mut shares = false;
+        for Given { value: address, span } in listen {
+            for other in self.apps.iter_mut().filter(|other| other.listen.contains(address)) {
+                if let Some(message) = route::conflict(app, other, &address.to_string()) {
+                    table.wrong(span.clone(), message);
+                }
+                other.shares = true;
+                shares = true;
+                route::check(table, other, &self.taken);
+            }
+        }
+        shares
     }
 
     fn name(&mut self, table: &Table<'_>) -> String {
@@ -129,7 +154,7 @@ impl<'b> Apps<'b> {
         name
     }
 
-    fn listen(&mut self, table: &Table<'_>, app: &str) -> Vec<SocketAddr> {
+    fn listen(&mut self, table: &Table<'_>, app: &str) -> Vec<Given<SocketAddr>> {
         const EXAMPLE: &str = "[\"0.0.0.0:8080\"]";
         if !table.has("listen") {
             table.absent(format!("[[app]] has no `listen`; add the addresses for clients, such as listen = {EXAMPLE}"));
@@ -145,10 +170,10 @@ impl<'b> Apps<'b> {
             };
             let new = Taken { address, app: app.to_owned() };
             if let Some(message) = listen::conflict(&new, &self.taken) {
-                table.wrong(span, message);
+                table.wrong(span.clone(), message);
             }
             self.taken.push(new);
-            addresses.push(address);
+            addresses.push(Given { value: address, span });
         }
         addresses
     }
@@ -268,8 +293,9 @@ fn client(table: &Table<'_>) -> Client {
     }
 }
 
-fn cookie(app: &Table<'_>) -> Cookie {
-    let default = Cookie { name: DEFAULT_COOKIE_NAME.to_owned(), secure: Secure::Auto };
+/// `path`: the app's.
+fn cookie(app: &Table<'_>, path: &str) -> Cookie {
+    let default = Cookie { name: DEFAULT_COOKIE_NAME.to_owned(), secure: Secure::Auto, path: path.to_owned() };
     let Some(table) = app.table("cookie") else { return default };
     table.know(&["name", "secure"], &[]);
     let secure = table.parsed("secure", |text| {
@@ -282,11 +308,16 @@ fn cookie(app: &Table<'_>) -> Cookie {
         .find(|prefix| name.value.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix)));
     if let Some(prefix) = prefix.filter(|_| secure != Secure::Always) {
         table.wrong(
-            name.span,
+            name.span.clone(),
             format!(
                 "browsers keep a cookie named `{prefix}…` only when it is secure; add secure = \"always\", or rename it"
             ),
         );
     }
-    Cookie { name: name.value, secure }
+    if prefix == Some("__Host-") && path != "/" {
+        let message =
+            format!("browsers keep a cookie named `__Host-…` only with the path `/`, not `{path}`; rename it");
+        table.wrong(name.span, message);
+    }
+    Cookie { name: name.value, secure, ..default }
 }

@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::isolation::{self, StopSignal};
 use crate::config::{
-    Affinity, App, Cgroups, Client, Cookie, Health, Isolation, KernelPath, ListensOn, Protect, Rate, Secure, Timeouts,
-    Workers,
+    Affinity, App, Cgroups, Client, Cookie, Health, Host, Isolation, KernelPath, ListensOn, Protect, Rate, Route,
+    Secure, Timeouts, ToldByRequests, Workers,
 };
 use crate::output::Limits;
 
@@ -42,6 +42,8 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
             name: "sales".to_owned(),
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
             listen_udp: vec![],
+            route: Route::default(),
+            shares: false,
             affinity: Affinity::Auto,
             command: vec!["sh".to_owned()],
             listens_on: ListensOn::Port,
@@ -61,7 +63,7 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
             health: Health { path: None, interval: Duration::from_secs(5) },
             client: Client { ipv4: 32, ipv6: 64, auto_promote: 16 },
             protect: Protect::default(),
-            cookie: Cookie { name: "homing".to_owned(), secure: Secure::Auto },
+            cookie: Cookie { name: "homing".to_owned(), secure: Secure::Auto, path: "/".to_owned() },
         }]
     );
     assert_eq!(config.homing.control_socket, Path::new("/run/homing/control.sock"));
@@ -158,8 +160,35 @@ fn every_key_is_read() {
         }
     );
     assert_eq!(app.client, Client { ipv4: 24, ipv6: 48, auto_promote: 40 });
-    assert_eq!(app.cookie, Cookie { name: "__Host-id".to_owned(), secure: Secure::Always });
+    assert_eq!(app.cookie, Cookie { name: "__Host-id".to_owned(), secure: Secure::Always, path: "/".to_owned() });
     assert_eq!(config.apps[1].name, "b");
+}
+
+#[test]
+fn apps_share_an_address_where_hosts_or_paths_tell_them_apart() {
+    let other =
+        |lines: &str| format!("[[app]]\nname = \"b\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\n{lines}\n");
+    for (first, second) in [
+        ("", "hosts = [\"b.example.org\"]"),
+        ("", "path = \"/b\""),
+        ("path = \"/a\"", "path = \"/a/b\""),
+        ("hosts = [\"a.example.org\"]", "hosts = [\"*.example.org\"]"),
+        ("hosts = [\"a\", \"b\"]", "hosts = [\"b\"]\npath = \"/b\""),
+    ] {
+        let config = accepted(&format!("{APP}{first}\n{}", other(second)));
+        for app in &config.apps {
+            assert_eq!(app.told_by_requests(), Some(ToldByRequests::App), "{first} {second}");
+            assert!(!app.has_kernel_path());
+        }
+    }
+    let config = accepted(&format!(
+        "{APP}hosts = [\"A.example.org.\", \"*.B\", \"[0::1]\"]\npath = \"/x/y/\"\nstrip_path = false"
+    ));
+    let app = &config.apps[0];
+    let hosts = ["a.example.org", "[::1]"].map(|name| Host::Exact(name.to_owned()));
+    let hosts = [hosts[0].clone(), Host::Below("b".to_owned()), hosts[1].clone()].to_vec();
+    assert_eq!(app.route, Route { hosts, path: "/x/y".to_owned(), strip_path: false });
+    assert_eq!((app.cookie.path.as_str(), app.told_by_requests()), ("/x/y", Some(ToldByRequests::Host)));
 }
 
 #[test]
