@@ -1,9 +1,12 @@
-//! Several apps behind one address, end to end, while the configuration changes. Needs root.
+//! Several apps behind one address, and TLS, end to end, while configuration and certificates change. Needs root, and curl.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
-use homing_tests::instance::{DEADLINE, Homing, demo_app, free_address};
+use std::path::Path;
+use std::process::Command;
+
+use homing_tests::instance::{DEADLINE, Homing, demo_app, free_address, wait_for};
 
 /// The status line, and the answer whole.
 fn ask(connection: &mut TcpStream, host: &str, target: &str, more: &str) -> String {
@@ -68,4 +71,55 @@ fn two_apps_share_a_port_through_reloads_that_add_and_remove_one() {
     assert!(ask(&mut open, "sales.test", "/", "").starts_with("HTTP/1.1 200"), "all of it is stock's now");
     let fresh = ask(&mut connect(address), "any.test", "/stock", "");
     assert!(fresh.starts_with("HTTP/1.1"), "{fresh}");
+}
+
+/// A certificate for this name and its key, into this directory.
+fn issue(directory: &Path, name: &str) {
+    let certified = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
+    std::fs::write(directory.join("cert.pem"), certified.cert.pem()).expect("written");
+    std::fs::write(directory.join("key.pem"), certified.signing_key.serialize_pem()).expect("written");
+}
+
+/// What curl shows of a page, head first; `None` where it does not trust the certificate.
+fn curl(address: SocketAddr, name: &str, trusted: &Path, more: &[&str]) -> Option<String> {
+    let port = address.port();
+    let output = Command::new("curl")
+        .args(["--silent", "--show-error", "--include", "--max-time", "20", "--cacert"])
+        .arg(trusted)
+        .args(["--resolve", &format!("{name}:{port}:127.0.0.1"), &format!("https://{name}:{port}/")])
+        .args(more)
+        .output()
+        .expect("curl runs");
+    const NOT_TRUSTED: Option<i32> = Some(60);
+    assert!(output.status.success() || output.status.code() == NOT_TRUSTED, "{output:?}");
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn tls_is_ended_and_a_renewed_certificate_is_taken_while_connections_are_open() {
+    let certificates = tempfile::tempdir().expect("a directory");
+    let directory = certificates.path();
+    issue(directory, "sales.test");
+    let address = free_address();
+    let tls =
+        format!("tls = {{ certificate = {:?}, key = {:?} }}\n", directory.join("cert.pem"), directory.join("key.pem"));
+    let homing = Homing::start(&demo_app("sales", &[address], "127.0.0.1", 1, &tls));
+    homing.wait_for_workers(0, 1);
+    let old = directory.join("old.pem");
+    std::fs::copy(directory.join("cert.pem"), &old).expect("copied");
+    for version in ["--tlsv1.3", "--tls-max 1.2"] {
+        let arguments: Vec<&str> = version.split(' ').collect();
+        let page = curl(address, "sales.test", &old, &arguments).expect("it is trusted");
+        assert!(page.starts_with("HTTP/1.1 200") || page.starts_with("HTTP/2 200"), "{version}: {page}");
+    }
+    let plain = ask(&mut connect(address), "sales.test", "/", "");
+    assert!(plain.starts_with("HTTP/1.1 400") && plain.contains("https://"), "{plain}");
+
+    std::fs::write(directory.join("key.pem"), "broken").expect("written");
+    wait_for("the broken key to be told", || homing.said().contains("has no private key in it").then_some(()));
+    assert!(curl(address, "sales.test", &old, &[]).is_some(), "the one before stays in use");
+    issue(directory, "sales.test");
+    wait_for("the new certificate", || curl(address, "sales.test", &directory.join("cert.pem"), &[]));
+    assert_eq!(curl(address, "sales.test", &old, &[]), None);
+    assert_eq!(homing.said().matches("the certificate before stays in use").count(), 1, "once is enough");
 }

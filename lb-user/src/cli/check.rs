@@ -3,14 +3,17 @@
 use std::cmp::Reverse;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use super::{DONE, USAGE};
 use crate::config::isolation::size_in_words;
 use crate::config::{
-    self, Affinity, App, Backend, Config, Forward, Host, Isolation, KernelPath, Protect, Rate, ToldByRequests,
+    self, Affinity, App, Backend, Config, Forward, Host, HttpOnly, Isolation, KernelPath, Protect, Rate, Tls,
 };
 use crate::datapath;
+use crate::tls::{Certificate, Validity};
 
 const ON_UNIX_SOCKETS: &str = "its workers listen on unix sockets";
 
@@ -60,6 +63,13 @@ fn render(path: &Path, config: &Config, missing: Option<&str>, others: &[String]
         if app.protect != Protect::default() {
             let _ = writeln!(out, "  protect   {}", protection(app, config.homing.kernel_path, missing));
         }
+        if let Some(tls) = &app.tls {
+            let (words, notes) = encryption(app, tls, SystemTime::now());
+            let _ = writeln!(out, "  tls       {words}");
+            for note in notes {
+                let _ = writeln!(out, "  note      {note}");
+            }
+        }
         if !app.command.is_empty() {
             let _ = writeln!(out, "  workers   {}", workers(app));
             let _ = writeln!(out, "  command   {}", app.command.join(" "));
@@ -101,7 +111,8 @@ fn urls(apps: &[App]) -> Vec<String> {
                 Some(Host::Below(_)) => 1,
                 None => 2,
             };
-            let url = format!("http://{name}:{}{path}", address.port());
+            let scheme = if app.tls.is_some() { "https" } else { "http" };
+            let url = format!("{scheme}://{name}:{}{path}", address.port());
             let strip = if path != "/" && app.route.strip_path { ", which sees what follows the path" } else { "" };
             let rank = (address, kind, Reverse(name.len()), name, Reverse(path.len()), path);
             rows.push((rank, [address.to_string(), url, format!("{}{strip}", app.name)]));
@@ -115,11 +126,12 @@ fn urls(apps: &[App]) -> Vec<String> {
 }
 
 fn path_of(app: &App, kernel_path: KernelPath, missing: Option<&str>) -> (&'static str, String) {
-    if let Some(told) = app.told_by_requests() {
+    if let Some(told) = app.http_only() {
         let why = match told {
-            ToldByRequests::App => "other apps share an address with it: only a request says whose it is",
-            ToldByRequests::Host => "`hosts`: only a request says which host it is for",
-            ToldByRequests::Path => "`path`: only a request says what it is for",
+            HttpOnly::Tls => "`tls`: homing ends it",
+            HttpOnly::App => "other apps share an address with it: only a request says whose it is",
+            HttpOnly::Host => "`hosts`: only a request says which host it is for",
+            HttpOnly::Path => "`path`: only a request says what it is for",
         };
         let by_address =
             if app.affinity == Affinity::Ip { "; its clients are told apart by address all the same" } else { "" };
@@ -137,6 +149,35 @@ fn path_of(app: &App, kernel_path: KernelPath, missing: Option<&str>) -> (&'stat
         (_, KernelPath::Preferred, Some(missing)) => ("http", format!("no kernel path here: {missing}")),
         (_, _, None) => by_backends(app),
     }
+}
+
+/// Whom the app's certificate is for, and what will be wrong with it.
+fn encryption(app: &App, tls: &Tls, now: SystemTime) -> (String, Vec<String>) {
+    /// Who renews certificates by themselves does it a month before their end.
+    const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+    let path = tls.certificate.display();
+    let certificate = match Certificate::load(tls) {
+        Ok(certificate) => certificate,
+        Err(why) => return (why, Vec::new()),
+    };
+    let mut notes = Vec::new();
+    match certificate.validity(now, SOON) {
+        Validity::Valid => {}
+        Validity::ExpiresSoon => notes.push(format!("the certificate in {path} expires within two weeks; renew it")),
+        Validity::Expired => notes.push(format!("the certificate in {path} has expired; browsers refuse it: renew it")),
+        Validity::NotYet => notes.push(format!("the certificate in {path} is not valid yet; see the clock")),
+    }
+    for host in app.route.hosts.iter().filter(|host| !certificate.covers(host)) {
+        notes.push(format!("the certificate in {path} is not for {host}; browsers refuse it there"));
+    }
+    let mode = std::fs::metadata(&tls.key).map_or(0, |metadata| metadata.mode());
+    if mode & 0o007 != 0 {
+        let key = tls.key.display();
+        notes.push(format!("everybody on this machine can use the key {key} (mode {:o}); chmod 600 it", mode & 0o777));
+    }
+    let names: Vec<&str> = certificate.names.iter().map(String::as_str).collect();
+    let names = if names.is_empty() { "no name".to_owned() } else { names.join(", ") };
+    (format!("1.2 and 1.3, for {names}"), notes)
 }
 
 fn protection(app: &App, kernel_path: KernelPath, missing: Option<&str>) -> String {
@@ -214,7 +255,10 @@ fn workers(app: &App) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+    use crate::tls::testing::{Files, issue};
 
     fn why(lines: &str) -> String {
         let text = format!("[[app]]\nname = \"sales\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\n{lines}\n");
@@ -233,6 +277,37 @@ mod tests {
         );
         let second = "[[app]]\nname = \"b\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\nhosts = [\"b\"]";
         assert_eq!(why(second), "http: other apps share an address with it: only a request says whose it is");
+    }
+
+    #[test]
+    fn what_browsers_will_refuse_is_told() {
+        let files = Files::new(&issue(&["a.test"]));
+        let tls = files.tls();
+        let mode = |mode| std::fs::set_permissions(&tls.key, std::fs::Permissions::from_mode(mode)).expect("set");
+        let text = format!(
+            "[[app]]\nname = \"a\"\nlisten = [\"[::]:443\"]\nhosts = [\"a.test\", \"b.test\"]\ncommand = [\"sh\"]\n\
+             tls = {{ certificate = {:?}, key = {:?} }}\n",
+            tls.certificate, tls.key
+        );
+        let config =
+            config::file::parse(&text, "homing.toml", Path::new("/")).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(path_of(&config.apps[0], KernelPath::Preferred, None).1, "`tls`: homing ends it");
+        assert_eq!(urls(&config.apps)[0], "[::]:443  https://a.test:443/  a");
+        let told = |days: i64| {
+            let day = Duration::from_secs(24 * 60 * 60);
+            let now = SystemTime::now();
+            let now = if days < 0 { now - day * days.unsigned_abs() as u32 } else { now + day * days as u32 };
+            encryption(&config.apps[0], &tls, now)
+        };
+        mode(0o600);
+        let (words, notes) = told(0);
+        assert_eq!(words, "1.2 and 1.3, for a.test");
+        assert!(notes.len() == 1 && notes[0].ends_with("is not for b.test; browsers refuse it there"), "{notes:?}");
+        mode(0o644);
+        assert!(told(0).1[1].contains("everybody on this machine can use the key"));
+        for (days, words) in [(20, "expires within two weeks"), (40, "has expired"), (-40, "is not valid yet")] {
+            assert!(told(days).1[0].contains(words), "{days}: {:?}", told(days));
+        }
     }
 
     #[test]

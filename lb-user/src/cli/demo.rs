@@ -116,6 +116,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
         listen: vec![listen],
         route: config::Route::default(),
         shares: false,
+        tls: None,
         affinity,
         command: ["demo-worker", "--port", "{port}"]
             .iter()

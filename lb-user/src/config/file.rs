@@ -1,5 +1,5 @@
 //! The configuration file: TOML text in, resolved types or all of its errors out. It looks at the machine only to say
-//! early what would fail later: whether directories, commands and users are there.
+//! early what would fail later: whether directories, commands, users and certificates are there.
 
 mod app;
 mod backends;
@@ -12,6 +12,7 @@ mod output;
 mod protect;
 mod reader;
 mod route;
+mod tls;
 mod value;
 
 use std::fs::File;

@@ -74,6 +74,8 @@ pub struct App {
     pub listen: Vec<SocketAddr>,
     /// Which requests there are for it.
     pub route: Route,
+    /// Clients come by TLS, which homing ends.
+    pub tls: Option<Tls>,
     /// Another app listens on one of its addresses, too.
     pub shares: bool,
     /// Further addresses, for datagrams; only with backends that all answer directly.
@@ -140,14 +142,16 @@ impl App {
         }
     }
 
-    /// What of the app a connection alone does not tell, so that all of it goes by the HTTP path.
-    pub fn told_by_requests(&self) -> Option<ToldByRequests> {
-        if self.shares {
-            Some(ToldByRequests::App)
+    /// What of the app the kernel cannot do, so that all of it goes by the HTTP path.
+    pub fn http_only(&self) -> Option<HttpOnly> {
+        if self.tls.is_some() {
+            Some(HttpOnly::Tls)
+        } else if self.shares {
+            Some(HttpOnly::App)
         } else if !self.route.hosts.is_empty() {
-            Some(ToldByRequests::Host)
+            Some(HttpOnly::Host)
         } else if self.route.path != "/" {
-            Some(ToldByRequests::Path)
+            Some(HttpOnly::Path)
         } else {
             None
         }
@@ -155,7 +159,7 @@ impl App {
 
     /// Whether there is somebody whom the kernel can hand a connection to.
     pub fn has_kernel_path(&self) -> bool {
-        if self.told_by_requests().is_some() {
+        if self.http_only().is_some() {
             return false;
         }
         let has_ports = !self.command.is_empty() && self.listens_on != ListensOn::Socket;
@@ -172,9 +176,18 @@ impl App {
     }
 }
 
-/// What only a request says.
+/// Files in PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Tls {
+    /// The server's own first, those that vouch for it after.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// What only the HTTP path does: end TLS, or read what only a request says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ToldByRequests {
+pub enum HttpOnly {
+    Tls,
     /// Which of the apps on the address it is for.
     App,
     /// Whether it is for one of the app's hosts.
@@ -325,7 +338,7 @@ pub struct Cookie {
 /// The `Secure` attribute of the cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Secure {
-    /// When the client came by TLS (today: when a trusted proxy says so; never on plain HTTP).
+    /// When the client came by TLS.
     Auto,
     Always,
     Never,

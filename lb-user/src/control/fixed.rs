@@ -68,7 +68,7 @@ fn flags(app: &App) -> u32 {
 }
 
 fn path_flags(app: &App) -> u32 {
-    if app.told_by_requests().is_some() {
+    if app.http_only().is_some() {
         return SERVICE_HTTP_ONLY;
     }
     let auto = match app.affinity_in_force() {

@@ -4,6 +4,7 @@
 //! [`Effect`], so that every scenario is a list of events.
 
 mod backends;
+mod certificates;
 mod change;
 mod confinement;
 pub mod doors;

@@ -75,7 +75,10 @@ impl Runner {
         let specs: Vec<AppSpec> = ids.iter().zip(&next.apps).map(|(&id, app)| fixed::spec(id, app)).collect();
         check(&specs)?;
         let listeners = self.bind_new(&next.apps)?;
-        let changes = self.changes(&next.apps);
+        let mut changes = self.changes(&next.apps);
+        if self.look_at_certificates(true) {
+            changes.push("new certificates".to_owned());
+        }
         if changes.is_empty() && next.homing == self.config.homing {
             return Ok("nothing has changed.".to_owned());
         }
@@ -153,6 +156,9 @@ impl Runner {
                     self.calm.push(false);
                 }
             }
+        }
+        for why in self.certificates.fit(&self.config.apps) {
+            tracing::error!("a certificate that was there a moment ago cannot be used: {why}");
         }
         self.look_at_fronts();
         self.happen(Event::Configure { specs, restart });

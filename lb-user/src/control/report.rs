@@ -252,7 +252,7 @@ impl Runner {
                     if self.kernel_status.active && self.config.apps[app].has_workers_on_unix_sockets() {
                         "workers on ports, `{port}` in place of `{socket}`, are reached by the kernel path".to_owned()
                     } else if self.kernel_status.active && !has_kernel_path {
-                        "an address of the app's own, without `hosts` and `path`, has the kernel path".to_owned()
+                        "an address of the app's own, without `hosts`, `path` and `tls`, has the kernel path".to_owned()
                     } else if self.kernel_status.active {
                         "a worker that listens on this address family too goes by the kernel path".to_owned()
                     } else {
@@ -323,8 +323,8 @@ impl Runner {
                 "delivery: {} listens on a unix socket, so the HTTP path forwards to it",
                 worker.unwrap_or("the worker")
             ),
-            (Some(backend), false) if self.is_told_by_requests(backend) => format!(
-                "delivery: the HTTP path forwards to {}, since a connection alone does not say whose it is",
+            (Some(backend), false) if self.is_http_only(backend) => format!(
+                "delivery: the HTTP path forwards to {}; it ends TLS, or reads whose a request is",
                 worker.unwrap_or("the worker")
             ),
             (Some(_), false) if self.kernel_status.active => format!(
@@ -347,8 +347,8 @@ impl Runner {
         })
     }
 
-    fn is_told_by_requests(&self, backend: BackendId) -> bool {
-        self.state.worker(backend).is_some_and(|(app, _)| self.config.apps[app].told_by_requests().is_some())
+    fn is_http_only(&self, backend: BackendId) -> bool {
+        self.state.worker(backend).is_some_and(|(app, _)| self.config.apps[app].http_only().is_some())
     }
 
     fn is_on_unix_socket(&self, backend: BackendId) -> bool {

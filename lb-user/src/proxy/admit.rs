@@ -26,6 +26,8 @@ use crate::routing::{AppRoute, Notice, WorkerRoute};
 pub struct Visitor {
     pub app: u32,
     pub address: IpAddr,
+    /// It came by TLS.
+    pub is_secure: bool,
     pub presented: Presented,
     /// Asks for a page of its own: whatever it gets begins anew.
     pub navigates: bool,
@@ -166,7 +168,7 @@ impl Inner {
     ) -> Option<Place> {
         let place = match route.affinity {
             Affinity::Ip => self.place_by_address(route, visitor.address),
-            Affinity::Cookie => self.place_by_cookie(route, visitor.presented, cookies, shunned),
+            Affinity::Cookie => self.place_by_cookie(route, visitor, cookies, shunned),
             Affinity::Auto => self.place_by_either(route, visitor, cookies, shunned),
         }?;
         self.counters.add(place.rule.counter());
@@ -192,11 +194,11 @@ impl Inner {
     fn place_by_cookie(
         &self,
         route: &AppRoute,
-        presented: Presented,
+        visitor: Visitor,
         cookies: &HeaderMap,
         shunned: Option<BackendId>,
     ) -> Option<Place> {
-        let incarnation = match presented {
+        let incarnation = match visitor.presented {
             Presented::Incarnation(incarnation) => Some(incarnation),
             Presented::Absent | Presented::Invalid => None,
         };
@@ -222,7 +224,8 @@ impl Inner {
             worker.load.assigned.fetch_add(1, Ordering::Relaxed);
             (worker.clone(), rule, LoadGuard::new(&worker.load))
         };
-        let set_cookie = cookie::set(&self.keys, &route.cookie, &route.name, worker.incarnation, cookies);
+        let set_cookie =
+            cookie::set(&self.keys, &route.cookie, visitor.is_secure, &route.name, worker.incarnation, cookies);
         Some(Place { worker, rule, load, set_cookie, tie: Tie::None })
     }
 
@@ -241,7 +244,7 @@ impl Inner {
         if bindings.promotion(&key).is_none() || !(is_known || visitor.navigates) {
             return self.place_by_address(route, visitor.address);
         }
-        let place = self.place_by_cookie(route, visitor.presented, cookies, shunned)?;
+        let place = self.place_by_cookie(route, visitor, cookies, shunned)?;
         let tie = Tie::Promotion(key);
         self.refresh(tie, place.worker.backend);
         Some(Place { tie, ..place })

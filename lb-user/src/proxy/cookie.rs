@@ -45,10 +45,12 @@ pub fn read(keys: &CookieKeys, cookie_name: &str, app: &str, headers: &HeaderMap
     presented
 }
 
-/// The `Set-Cookie` value that names `incarnation` for this app and keeps the places of other apps.
+/// The `Set-Cookie` value that names `incarnation` for this app and keeps the places of other apps. `is_secure`: the client
+/// came by TLS.
 pub fn set(
     keys: &CookieKeys,
     cookie: &config::Cookie,
+    is_secure: bool,
     app: &str,
     incarnation: u64,
     request: &HeaderMap,
@@ -63,8 +65,8 @@ pub fn set(
     }
     let secure = match cookie.secure {
         Secure::Always => true,
-        // No client comes by TLS yet.
-        Secure::Auto | Secure::Never => false,
+        Secure::Auto => is_secure,
+        Secure::Never => false,
     };
     let built = cookie::Cookie::build((cookie.name.as_str(), value))
         .path(cookie.path.as_str())
@@ -198,7 +200,7 @@ mod tests {
     }
 
     fn given(app: &str, incarnation: u64, request: &HeaderMap) -> HeaderValue {
-        set(&keys(), &settings(), app, incarnation, request).unwrap()
+        set(&keys(), &settings(), false, app, incarnation, request).unwrap()
     }
 
     #[test]
@@ -216,8 +218,13 @@ mod tests {
     #[test]
     fn secure_is_set_where_the_configuration_says_so() {
         let always = config::Cookie { secure: Secure::Always, ..settings() };
-        let cookie = set(&keys(), &always, "sales", 1, &with(&[])).unwrap();
-        assert!(cookie.to_str().unwrap().contains("; Secure"), "{cookie:?}");
+        let never = config::Cookie { secure: Secure::Never, ..settings() };
+        for (setting, by_tls, expected) in
+            [(always, false, true), (never, true, false), (settings(), true, true), (settings(), false, false)]
+        {
+            let cookie = set(&keys(), &setting, by_tls, "sales", 1, &with(&[])).unwrap();
+            assert_eq!(cookie.to_str().unwrap().contains("; Secure"), expected, "{cookie:?}");
+        }
     }
 
     #[test]

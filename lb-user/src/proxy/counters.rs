@@ -33,6 +33,12 @@ counters! {
     ClientTooFast = "http_client_too_fast",
     /// Connections refused, where no kernel path does it: all clients are faster than `protect.app_rate`.
     AppTooFast = "http_app_too_fast",
+    /// TLS handshakes completed.
+    TlsHandshakes = "http_tls_handshakes",
+    /// TLS handshakes that failed or took too long.
+    TlsFailed = "http_tls_failed",
+    /// Connections without TLS to a port that speaks it, told so.
+    TlsPlain = "http_tls_plain",
     /// Requests received, refused ones included.
     Requests = "http_requests",
     /// Requests held because no worker could take them.

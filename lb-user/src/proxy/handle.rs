@@ -86,6 +86,10 @@ fn arrive(connection: &Connection, parts: &mut Parts) -> Result<Arrival, (Option
     let inner = &connection.proxy;
     check::check(parts, connection.local).map_err(|refusal| (None, refusal))?;
     let door = connection.door();
+    if door.tls.is_some() && !connection.client.is_secure {
+        // The door has got TLS since the client came in.
+        return Err((None, Refusal::Bad("this port speaks HTTPS now")));
+    }
     let host = parts.headers.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
     let Found { app, stripped } = door.find(host, parts.uri.path()).map_err(|lost| match lost {
         Lost::Dots => (None, Refusal::Bad("a path here has no segments of dots")),
@@ -151,7 +155,13 @@ async fn forward(
     }
     drop(route);
     let navigates = upgrade.is_none() && answer::navigates(&parts);
-    let visitor = Visitor { app, address: connection.client.address, presented, navigates };
+    let visitor = Visitor {
+        app,
+        address: connection.client.address,
+        is_secure: connection.client.is_secure,
+        presented,
+        navigates,
+    };
     let request = Request::from_parts(parts, RequestBody::new(body));
     Attempt { connection, visitor, cookie, upgrade }.run(request).await
 }

@@ -17,21 +17,28 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// What all requests of one client connection say of it, made once.
 pub struct Client {
     pub address: IpAddr,
+    /// It came by TLS.
+    pub is_secure: bool,
     forwarded_for: HeaderValue,
-    /// `for=…;proto=http;host=`, the host to follow.
+    /// `for=…;proto=…;host=`, the host to follow.
     forwarded: String,
 }
 
 impl Client {
-    pub fn new(address: IpAddr) -> Self {
+    pub fn new(address: IpAddr, is_secure: bool) -> Self {
+        let proto = scheme(is_secure);
         let forwarded = match address {
-            IpAddr::V4(v4) => format!("for={v4};proto=http;host="),
+            IpAddr::V4(v4) => format!("for={v4};proto={proto};host="),
             // RFC 7239 section 6: in brackets, and so quoted.
-            IpAddr::V6(v6) => format!("for=\"[{v6}]\";proto=http;host="),
+            IpAddr::V6(v6) => format!("for=\"[{v6}]\";proto={proto};host="),
         };
         let forwarded_for = HeaderValue::try_from(address.to_string()).expect("an address is a valid header value");
-        Self { address, forwarded_for, forwarded }
+        Self { address, is_secure, forwarded_for, forwarded }
     }
+}
+
+fn scheme(is_secure: bool) -> &'static str {
+    if is_secure { "https" } else { "http" }
 }
 
 /// Names for requests: unique, not secret.
@@ -79,7 +86,7 @@ pub fn to_worker(headers: &mut HeaderMap, client: &Client, ids: &RequestIds, upg
         headers.insert(X_FORWARDED_HOST, host);
     }
     headers.insert(X_FORWARDED_FOR, client.forwarded_for.clone());
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme(client.is_secure)));
     headers.insert(X_REQUEST_ID, ids.next());
 }
 
@@ -179,7 +186,7 @@ mod tests {
 
     fn sent(pairs: &[(&'static str, &'static str)], upgrade: bool) -> HeaderMap {
         let mut headers = map(pairs);
-        let client = Client::new("2001:db8::7".parse().unwrap());
+        let client = Client::new("2001:db8::7".parse().unwrap(), false);
         to_worker(&mut headers, &client, &RequestIds::new(1), upgrade);
         headers
     }

@@ -17,6 +17,14 @@ pub const BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// Probing of a silent peer, so that a client that vanished does not hold its tunnel for ever.
 pub const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
+/// A TLS handshake must be over within this, its wait for others included.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// TLS handshakes under way at once, over all listeners.
+pub const HANDSHAKES_MAX: usize = 4_096;
+/// For a client who came to a TLS port without TLS: how long, and how much, is read of its request after the answer.
+pub const LINGER: Duration = Duration::from_secs(2);
+pub const LINGER_BYTES_MAX: u64 = 256 * 1024;
+
 /// Establishing a connection to a worker.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Idle connections kept per worker.

@@ -1,6 +1,7 @@
 //! The HTTP path: client → homing → worker, for what an address cannot decide and for as long as no worker is there.
 //!
-//! Layers, in the order in which a request meets them: `listen` → hyper → `check` → `routing::Door` (host and path →
+//! Layers, in the order in which a request meets them: `listen` → `welcome`
+//! (`handshake`) → hyper → `check` → `routing::Door` (host and path →
 //! app) → `headers` → `cookie` → `admit` (with `session` for who belongs where) → `upstream` or `tunnel` → `body`. `handle` strings them together, `answer`
 //! has the words for every refusal. What is not here: which workers exist (`control` publishes that in
 //! `crate::routing`) and how an address is placed (`lb_common::affinity`).
@@ -13,8 +14,11 @@ mod connection;
 mod cookie;
 mod counters;
 mod crowd;
+#[cfg(test)]
+mod encrypted;
 mod guard;
 mod handle;
+mod handshake;
 mod headers;
 mod keys;
 pub mod limits;
@@ -24,10 +28,12 @@ mod scenarios;
 mod session;
 #[cfg(test)]
 mod sharing;
+mod stream;
 #[cfg(test)]
 mod testing;
 mod tunnel;
 mod upstream;
+mod welcome;
 #[cfg(test)]
 mod wire;
 
@@ -36,7 +42,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use lb_common::abi::BackendId;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 pub use counters::{Counter, Counters};
 pub use keys::{CookieKeys, KEY_BYTES, KEY_FILE};
@@ -77,6 +83,8 @@ struct Inner {
     /// The same by client, where that matters.
     crowds: crowd::Crowds,
     pace: guard::Pace,
+    /// One for each TLS handshake that may be under way.
+    handshakes: Semaphore,
     /// Taken from looking for the least loaded worker to reserving a place there.
     assigning: Mutex<()>,
 }
@@ -97,6 +105,7 @@ impl Proxy {
             connections: connection::OpenConnections::default(),
             crowds: crowd::Crowds::default(),
             pace: guard::Pace::default(),
+            handshakes: Semaphore::new(limits::HANDSHAKES_MAX),
             assigning: Mutex::new(()),
         }))
     }

@@ -29,6 +29,8 @@ use crate::address::Address;
 use crate::bindings::MemoryBindings;
 use crate::config::{self, Affinity, Route, Secure};
 use crate::routing::{AppRoute, Door, Notice, RoutingHandle, Snapshot, WorkerRoute};
+use crate::tls::testing::{Files, Pair};
+use crate::tls::{self, Certificate, Tickets};
 
 /// Whatever a test waits for happens at once, or not at all.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -233,6 +235,16 @@ impl World {
 
     pub fn publish_all(&self, routes: &[Route], apps: Vec<AppRoute>) {
         self.snapshots.send_replace(Arc::new(picture(self.address, routes, apps)));
+    }
+
+    /// From now on clients come by TLS, to these certificates.
+    pub fn encrypt(&self, routes: &[Route], apps: Vec<AppRoute>, pairs: &[&Pair], tickets: &Tickets) {
+        let load = |pair: &&Pair| Arc::new(Certificate::load(&Files::new(pair).tls()).unwrap());
+        let tls = tls::server(&pairs.iter().map(load).collect::<Vec<_>>(), tickets);
+        let door = Door::new(apps.iter().map(|app| app.app).zip(routes), true).with_tls(Some(tls));
+        let apps = apps.into_iter().map(|app| (app.app, Arc::new(app))).collect();
+        self.snapshots
+            .send_replace(Arc::new(Snapshot { apps, doors: Arc::new([(self.address, Arc::new(door))].into()) }));
     }
 
     pub fn count(&self, counter: Counter) -> u64 {

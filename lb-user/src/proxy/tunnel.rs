@@ -13,13 +13,13 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use lb_common::abi::BackendId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::admit::Place;
 use super::connection::Connection;
 use super::counters::{Counter, Counters};
 use super::limits::{HANDOFF_TIMEOUT, TUNNEL_CHUNK_BYTES, TUNNEL_HALF_CLOSED, TUNNEL_REBIND};
+use super::stream::ClientStream;
 use crate::address::Stream;
 
 /// Open tunnels per backend. hyper forgets a connection once it is upgraded; draining must not.
@@ -79,7 +79,7 @@ pub async fn run(connection: Arc<Connection>, place: Place, client: OnUpgrade, w
         Err(_) => return tracing::debug!("tunnel not opened: the 101 was not taken in time"),
     };
     let (Ok((mut client, to_worker)), Ok((mut worker, to_client))) =
-        (under::<TcpStream>(client), under::<Stream>(worker))
+        (under::<ClientStream>(client), under::<Stream>(worker))
     else {
         return tracing::error!("tunnel not opened: an upgraded connection is not the stream it was");
     };

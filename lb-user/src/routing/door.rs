@@ -5,6 +5,9 @@
 
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
 
 use crate::config::{Host, Route};
 
@@ -23,6 +26,8 @@ pub struct Door {
     sole: Option<u32>,
     /// Lists and rates are kept by the HTTP path: the kernel does not know whose connection it is, or does nothing here.
     pub guards: bool,
+    /// What clients are served with who all come by TLS.
+    pub tls: Option<Arc<ServerConfig>>,
 }
 
 /// The apps of one host, the longest path first.
@@ -78,6 +83,11 @@ impl Door {
             _ => door.guards = true,
         }
         door
+    }
+
+    /// With TLS, or without.
+    pub fn with_tls(self, tls: Option<Arc<ServerConfig>>) -> Self {
+        Self { tls, ..self }
     }
 
     /// The app, if there is but one: then a connection is its own before it has said anything.

@@ -15,6 +15,7 @@ use super::listen::{self, Taken};
 use super::protect;
 use super::reader::{Given, Table, shown};
 use super::route;
+use super::tls;
 use super::value;
 use crate::config::{Affinity, App, Client, Cookie, Health, Secure, Timeouts, Workers};
 
@@ -42,6 +43,7 @@ const KNOWN: &[&str] = &[
     "health",
     "client",
     "protect",
+    "tls",
     "cookie",
 ];
 
@@ -104,6 +106,7 @@ impl<'b> Apps<'b> {
             listen: listen.iter().map(|given| given.value).collect(),
             listen_udp,
             shares: false,
+            tls: tls::tls(table, self.base),
             affinity,
             workers: if table.has("command") { workers } else { Workers { min: 0, max: 0, ..workers } },
             command,
@@ -122,6 +125,7 @@ impl<'b> Apps<'b> {
         };
         entrance::check(table, &app, self.run_dir.as_deref());
         app.shares = self.share(table, &app, &listen);
+        tls::check(table, &app);
         route::check(table, &app, &self.taken);
         self.apps.push(app);
     }
@@ -131,7 +135,9 @@ impl<'b> Apps<'b> {
         let mut shares = false;
         for Given { value: address, span } in listen {
             for other in self.apps.iter_mut().filter(|other| other.listen.contains(address)) {
-                if let Some(message) = route::conflict(app, other, &address.to_string()) {
+                let (tls, at) = (table.has("tls"), address.to_string());
+                let mixed = tls::conflict(app, other, &at).filter(|_| tls == app.tls.is_some());
+                if let Some(message) = route::conflict(app, other, &at).or(mixed) {
                     table.wrong(span.clone(), message);
                 }
                 other.shares = true;

@@ -157,6 +157,7 @@ const WRONG: &[(&str, &str)] = &[
         "cookie.name = \"__Host-x\"",
         "5:15: browsers keep a cookie named `__Host-…` only when it is secure; add secure = \"always\", or rename it",
     ),
+    ("tls = true", "5:7: `tls` must be a table, not true or false"),
     ("cookie.secure = true", "5:17: `secure` must be a string in quotes, not true or false"),
     // More apps.
     (

@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 use super::listen::Taken;
 use super::reader::{Given, Table, shown};
-use crate::config::{App, Forward, Host, Route};
+use crate::config::{App, Forward, Host, HttpOnly, Route};
 
 const HOSTS_MAX: usize = 256;
 const HOST_CHARS_MAX: usize = 253;
@@ -103,7 +103,9 @@ pub(super) fn conflict(new: &App, other: &App, address: &str) -> Option<String> 
 
 /// What a whole app must be for requests to tell whether they are its own.
 pub(super) fn check(table: &Table<'_>, app: &App, listen: &[Taken]) {
-    if app.told_by_requests().is_none() || app.backends.iter().all(|backend| backend.forward == Forward::Http) {
+    if !matches!(app.http_only(), Some(HttpOnly::App | HttpOnly::Host | HttpOnly::Path))
+        || app.backends.iter().all(|backend| backend.forward == Forward::Http)
+    {
         return;
     }
     let span = |key: &str| table.value(key).map(toml::Spanned::span);

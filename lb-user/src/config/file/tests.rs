@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::isolation::{self, StopSignal};
 use crate::config::{
-    Affinity, App, Cgroups, Client, Cookie, Health, Host, Isolation, KernelPath, ListensOn, Protect, Rate, Route,
-    Secure, Timeouts, ToldByRequests, Workers,
+    Affinity, App, Cgroups, Client, Cookie, Health, Host, HttpOnly, Isolation, KernelPath, ListensOn, Protect, Rate,
+    Route, Secure, Timeouts, Workers,
 };
 use crate::output::Limits;
 
@@ -44,6 +44,7 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
             listen_udp: vec![],
             route: Route::default(),
             shares: false,
+            tls: None,
             affinity: Affinity::Auto,
             command: vec!["sh".to_owned()],
             listens_on: ListensOn::Port,
@@ -177,7 +178,7 @@ fn apps_share_an_address_where_hosts_or_paths_tell_them_apart() {
     ] {
         let config = accepted(&format!("{APP}{first}\n{}", other(second)));
         for app in &config.apps {
-            assert_eq!(app.told_by_requests(), Some(ToldByRequests::App), "{first} {second}");
+            assert_eq!(app.http_only(), Some(HttpOnly::App), "{first} {second}");
             assert!(!app.has_kernel_path());
         }
     }
@@ -188,7 +189,7 @@ fn apps_share_an_address_where_hosts_or_paths_tell_them_apart() {
     let hosts = ["a.example.org", "[::1]"].map(|name| Host::Exact(name.to_owned()));
     let hosts = [hosts[0].clone(), Host::Below("b".to_owned()), hosts[1].clone()].to_vec();
     assert_eq!(app.route, Route { hosts, path: "/x/y".to_owned(), strip_path: false });
-    assert_eq!((app.cookie.path.as_str(), app.told_by_requests()), ("/x/y", Some(ToldByRequests::Host)));
+    assert_eq!((app.cookie.path.as_str(), app.http_only()), ("/x/y", Some(HttpOnly::Host)));
 }
 
 #[test]
