@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use lb_common::abi::{BackendId, Binding, BindingKey, Promotion, Service, Slot};
 use lb_common::addr::Addr;
 use lb_common::affinity::{self, Choice, Tables};
@@ -28,6 +29,13 @@ pub struct Snapshot {
     pub apps: BTreeMap<u32, Arc<AppRoute>>,
     /// By listen address.
     pub doors: Arc<BTreeMap<SocketAddr, Arc<Door>>>,
+    /// Proxies that are believed whom they speak for.
+    pub trusted: Arc<[IpNet]>,
+}
+
+/// Whether this is one of these.
+pub fn is_trusted(trusted: &[IpNet], address: IpAddr) -> bool {
+    trusted.iter().any(|net| net.contains(&address))
 }
 
 /// One app, as it is now.

@@ -80,6 +80,14 @@ fn render(path: &Path, config: &Config, missing: Option<&str>, others: &[String]
                 let _ = writeln!(out, "  note      its workers run as root; give it a `user` that owns nothing else");
             }
         }
+        let has_proxies = !config.homing.trusted_proxies.is_empty();
+        if has_proxies && matches!(path, "kernel" | "both") {
+            let _ = writeln!(
+                out,
+                "  note      the kernel path sees the address of a proxy in front, not whom it speaks for; for an app behind a\n            \
+                 trusted proxy set affinity = \"cookie\", or proxy_protocol = true"
+            );
+        }
         for backend in &app.backends {
             let Backend { address, forward, weight } = backend;
             let _ = writeln!(out, "  backend   {address} by {}, weight {weight}", forward.name());
@@ -129,6 +137,7 @@ fn path_of(app: &App, kernel_path: KernelPath, missing: Option<&str>) -> (&'stat
     if let Some(told) = app.http_only() {
         let why = match told {
             HttpOnly::Tls => "`tls`: homing ends it",
+            HttpOnly::ProxyProtocol => "`proxy_protocol`: the kernel would see the proxy's address, not the client's",
             HttpOnly::App => "other apps share an address with it: only a request says whose it is",
             HttpOnly::Host => "`hosts`: only a request says which host it is for",
             HttpOnly::Path => "`path`: only a request says what it is for",
@@ -192,7 +201,7 @@ fn protection(app: &App, kernel_path: KernelPath, missing: Option<&str>) -> Stri
     for (whose, Rate { per_second, burst }) in rates.into_iter().filter_map(|(whose, rate)| Some((whose, rate?))) {
         words.push(format!("new connections of {whose}: {per_second} a second, {burst} at once"));
     }
-    let by = match (app.shares, kernel_path == KernelPath::Off || missing.is_some()) {
+    let by = match (app.shares || app.proxy_protocol, kernel_path == KernelPath::Off || missing.is_some()) {
         (true, _) => "the HTTP path, with a connection's first request for it",
         (false, true) => "the HTTP path, at the door",
         (false, false) => "XDP",

@@ -117,6 +117,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
         route: config::Route::default(),
         shares: false,
         tls: None,
+        proxy_protocol: false,
         affinity,
         command: ["demo-worker", "--port", "{port}"]
             .iter()
@@ -150,6 +151,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
             cgroups: config::Cgroups::Preferred,
             kernel_path: KernelPath::Preferred,
             interfaces: Vec::new(),
+            trusted_proxies: Vec::new(),
             bindings: 1_024,
             starts_at_once: WORKERS,
             output: config::file::DEFAULT_OUTPUT,

@@ -60,7 +60,7 @@ pub fn parse(text: &str, name: &str, base: &Path) -> Result<Config, Errors> {
 fn config(top: &Table<'_>, base: &Path) -> Option<Config> {
     top.know(&["homing", "app"], &[]);
     let homing = top.table("homing").map_or_else(|| homing::read(None, base), |table| homing::read(Some(&table), base));
-    let mut apps = Apps::new(base, homing.as_ref().map(|homing| homing.run_dir.clone()));
+    let mut apps = Apps::new(base, homing.as_ref());
     match top.value("app").map(|value| (value.get_ref(), value.span())) {
         None => top.absent("no [[app]] is given; add one with `name`, `listen` and `command`"),
         Some((DeValue::Array(entries), span)) => {

@@ -41,6 +41,8 @@ pub struct Homing {
     pub kernel_path: KernelPath,
     /// Interfaces for XDP; empty: those that carry the listen addresses.
     pub interfaces: Vec<String>,
+    /// Proxies that are believed whom they speak for.
+    pub trusted_proxies: Vec<IpNet>,
     /// Clients that the kernel's table of bindings has room for, 1,024 to 16,000,000.
     pub bindings: u32,
     /// Workers that may be starting at once, over all apps, 1 to 1,024.
@@ -76,6 +78,8 @@ pub struct App {
     pub route: Route,
     /// Clients come by TLS, which homing ends.
     pub tls: Option<Tls>,
+    /// Connections are those of trusted proxies, and begin with whom they are for.
+    pub proxy_protocol: bool,
     /// Another app listens on one of its addresses, too.
     pub shares: bool,
     /// Further addresses, for datagrams; only with backends that all answer directly.
@@ -146,6 +150,8 @@ impl App {
     pub fn http_only(&self) -> Option<HttpOnly> {
         if self.tls.is_some() {
             Some(HttpOnly::Tls)
+        } else if self.proxy_protocol {
+            Some(HttpOnly::ProxyProtocol)
         } else if self.shares {
             Some(HttpOnly::App)
         } else if !self.route.hosts.is_empty() {
@@ -184,10 +190,12 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
-/// What only the HTTP path does: end TLS, or read what only a request says.
+/// What only the HTTP path does: end TLS, or read what a connection or a request says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HttpOnly {
     Tls,
+    /// Read whom a proxy speaks for.
+    ProxyProtocol,
     /// Which of the apps on the address it is for.
     App,
     /// Whether it is for one of the app's hosts.

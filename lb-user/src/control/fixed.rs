@@ -55,6 +55,10 @@ fn ring_len(app: &App) -> u32 {
 /// What of the app's services never changes while homing runs.
 fn flags(app: &App) -> u32 {
     let mut flags = path_flags(app);
+    if app.proxy_protocol {
+        // The kernel sees proxies, whom lists and rates do not mean.
+        return flags;
+    }
     if app.protect.has_lists() {
         flags |= SERVICE_LISTED;
     }

@@ -343,7 +343,7 @@ impl Runner {
 
     pub(super) fn publish_snapshot(&self) {
         let Self { state, config, fixed, running, remotes, by_kernel, fronts, .. } = self;
-        let next = snapshot(state, &config.apps, fixed, running, remotes, by_kernel, fronts);
+        let next = snapshot(state, config, fixed, running, remotes, by_kernel, fronts);
         self.snapshots.send_replace(Arc::new(next));
     }
 

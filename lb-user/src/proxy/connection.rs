@@ -1,21 +1,25 @@
 //! A client connection: what all requests and tunnels on it share, and which apps count it as theirs.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use ipnet::IpNet;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::counters::Counter;
 use super::crowd::{self, InCrowd};
 use super::headers::Client;
+use super::limits::CLIENTS_OF_A_PROXY_MAX;
 use super::{Inner, Shutdown};
 use crate::routing::Door;
 
 pub struct Connection {
     pub proxy: Arc<Inner>,
     pub client: Client,
+    /// It is a trusted proxy, which says with each request whom it speaks for; these are all that are trusted.
+    pub speaks_for_others: Option<Arc<[IpNet]>>,
     /// Its listen address, as it is configured.
     pub address: SocketAddr,
     /// The listener's side.
@@ -25,14 +29,15 @@ pub struct Connection {
     pub entered: Arc<Door>,
     /// The app of most connections' only requests.
     pub first: OnceLock<Member>,
-    pub others: Mutex<Vec<Member>>,
+    pub others: Mutex<VecDeque<Member>>,
     /// Counts against the listener's bound; all of them back means that the listener is done.
     pub _permit: OwnedSemaphorePermit,
 }
 
-/// One of an app's connections for as long as this lives.
+/// One of an app's connections, of this client, for as long as this lives.
 pub struct Member {
     app: u32,
+    address: IpAddr,
     _open: Open,
     _in_crowd: Option<InCrowd>,
 }
@@ -44,29 +49,34 @@ impl Connection {
         Arc::clone(snapshot.doors.get(&self.address).unwrap_or(&self.entered))
     }
 
-    /// Counts the connection as the app's, too, unless it is already.
+    /// Counts the connection as the app's, too, and as this client's there, unless it is already.
     ///
     /// # Errors
     /// Which of the app's lists or rates is against it, counted.
-    pub fn join(&self, app: u32, door: &Door) -> Result<(), Counter> {
-        if self.first.get().is_some_and(|member| member.app == app) {
+    pub fn join(&self, app: u32, door: &Door, client: &Client) -> Result<(), Counter> {
+        let is_it = |member: &Member| member.app == app && member.address == client.address;
+        if self.first.get().is_some_and(is_it) {
             return Ok(());
         }
         // A panic cannot leave the list half-changed.
         let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.first.get().into_iter().chain(&*others).any(|member| member.app == app) {
+        if self.first.get().is_some_and(is_it) || others.iter().any(is_it) {
             return Ok(());
         }
-        let member = self.member(app, door)?;
+        let member = self.member(app, door, client.address)?;
         if let Err(member) = self.first.set(member) {
-            others.push(member);
+            if self.speaks_for_others.is_some() && others.len() == CLIENTS_OF_A_PROXY_MAX {
+                others.pop_front();
+            }
+            others.push_back(member);
         }
         Ok(())
     }
 
-    fn member(&self, app: u32, door: &Door) -> Result<Member, Counter> {
-        let (proxy, address) = (&self.proxy, self.client.address);
-        if door.guards
+    fn member(&self, app: u32, door: &Door, address: IpAddr) -> Result<Member, Counter> {
+        let proxy = &self.proxy;
+        // The kernel saw a proxy's address, not whom it speaks for.
+        if (door.guards || door.proxy_protocol || self.speaks_for_others.is_some())
             && let Some(route) = proxy.route(app)
             && let Some(protect) = &route.protect
             && let Some(refusal) = proxy.pace.refusal(&route, protect, address)
@@ -74,7 +84,7 @@ impl Connection {
             proxy.counters.add(refusal);
             return Err(refusal);
         }
-        Ok(Member { app, _open: proxy.connections.open(app), _in_crowd: crowd::join(proxy, app, address) })
+        Ok(Member { app, address, _open: proxy.connections.open(app), _in_crowd: crowd::join(proxy, app, address) })
     }
 }
 

@@ -33,6 +33,8 @@ counters! {
     ClientTooFast = "http_client_too_fast",
     /// Connections refused, where no kernel path does it: all clients are faster than `protect.app_rate`.
     AppTooFast = "http_app_too_fast",
+    /// Connections refused: not from a trusted proxy, or without a PROXY header where `proxy_protocol` wants one.
+    ProxyRefused = "http_proxy_refused",
     /// TLS handshakes completed.
     TlsHandshakes = "http_tls_handshakes",
     /// TLS handshakes that failed or took too long.

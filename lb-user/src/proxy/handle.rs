@@ -15,9 +15,10 @@ use super::body::{RequestBody, ResponseBody};
 use super::connection::Connection;
 use super::cookie::{self, Presented};
 use super::counters::Counter;
+use super::headers::Client;
 use super::session;
 use super::upstream::SendError;
-use super::{check, headers, tunnel};
+use super::{check, headers, trust, tunnel};
 use crate::config::{self, Affinity};
 use crate::routing::{AppRoute, Found, Lost, Notice};
 
@@ -39,11 +40,16 @@ pub async fn handle(connection: Arc<Connection>, mut request: Request<Incoming>)
         .then(|| (Instant::now(), request.method().clone(), request.uri().path().to_owned()));
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
-    let (name, outcome) = match arrive(&connection, &mut parts) {
+    let told = connection.speaks_for_others.as_ref().map(|trusted| {
+        let Client { address, is_secure, .. } = connection.client;
+        trust::client(&parts.headers, address, is_secure, trusted)
+    });
+    let client = told.as_ref().unwrap_or(&connection.client);
+    let (name, outcome) = match arrive(&connection, client, &mut parts) {
         Ok(arrival) => {
             let name = arrival.route.as_ref().map(|route| Arc::clone(&route.name));
             let upgrade = check::wants_upgrade(&parts).then_some(on_upgrade);
-            (name, forward(&connection, parts, body, upgrade, arrival).await)
+            (name, forward(&connection, client, parts, body, upgrade, arrival).await)
         }
         Err((name, refusal)) => (name, Err(refusal)),
     };
@@ -59,7 +65,7 @@ pub async fn handle(connection: Arc<Connection>, mut request: Request<Incoming>)
         // Without the query: it is where people put secrets.
         tracing::debug!(
             app = &*name,
-            client = %connection.client.address,
+            client = %told.as_ref().unwrap_or(&connection.client).address,
             %method,
             path,
             status = response.status().as_u16(),
@@ -82,7 +88,7 @@ struct Arrival {
 }
 
 /// Checks the request, finds its app and takes the app's path off, if that is so configured.
-fn arrive(connection: &Connection, parts: &mut Parts) -> Result<Arrival, (Option<Arc<str>>, Refusal)> {
+fn arrive(connection: &Connection, client: &Client, parts: &mut Parts) -> Result<Arrival, (Option<Arc<str>>, Refusal)> {
     let inner = &connection.proxy;
     check::check(parts, connection.local).map_err(|refusal| (None, refusal))?;
     let door = connection.door();
@@ -100,21 +106,23 @@ fn arrive(connection: &Connection, parts: &mut Parts) -> Result<Arrival, (Option
     })?;
     let route = inner.route(app);
     let refused = |refusal| (route.as_ref().map(|route| Arc::clone(&route.name)), refusal);
-    connection.join(app, &door).map_err(|why| match why {
+    connection.join(app, &door, client).map_err(|why| match why {
         Counter::Denied => refused(Refusal::Denied),
         _ => refused(Refusal::TooFast),
     })?;
+    let outer = client.prefix.as_deref();
     let prefix = match stripped {
-        None => None,
+        None => outer.map(str::to_owned),
         Some((prefix, end)) => {
-            parts.uri = without(prefix, end, &parts.uri).map_err(refused)?;
-            Some(prefix.to_owned())
+            let prefix = format!("{}{prefix}", outer.unwrap_or_default());
+            parts.uri = without(&prefix, end, &parts.uri).map_err(refused)?;
+            Some(prefix)
         }
     };
     Ok(Arrival { app, route, prefix })
 }
 
-/// The target without the first `end` bytes of its path, which are `prefix`.
+/// The target without the first `end` bytes of its path, which clients see as `prefix`.
 fn without(prefix: &str, end: usize, target: &Uri) -> Result<Uri, Refusal> {
     let rest = target.path_and_query().map_or("", |target| &target.as_str()[end..]);
     if rest.starts_with('/') {
@@ -126,6 +134,7 @@ fn without(prefix: &str, end: usize, target: &Uri) -> Result<Uri, Refusal> {
 
 async fn forward(
     connection: &Arc<Connection>,
+    client: &Client,
     mut parts: Parts,
     body: Incoming,
     upgrade: Option<OnUpgrade>,
@@ -136,7 +145,7 @@ async fn forward(
     if upgrade.is_some() && !body.is_end_stream() {
         return Err(Refusal::Bad("a request to switch protocols has no body"));
     }
-    headers::to_worker(&mut parts.headers, &connection.client, &inner.ids, upgrade.is_some());
+    headers::to_worker(&mut parts.headers, client, &inner.ids, upgrade.is_some());
     if let Some(prefix) = prefix {
         headers::tell_prefix(&mut parts.headers, &prefix);
     }
@@ -155,13 +164,7 @@ async fn forward(
     }
     drop(route);
     let navigates = upgrade.is_none() && answer::navigates(&parts);
-    let visitor = Visitor {
-        app,
-        address: connection.client.address,
-        is_secure: connection.client.is_secure,
-        presented,
-        navigates,
-    };
+    let visitor = Visitor { app, address: client.address, is_secure: client.is_secure, presented, navigates };
     let request = Request::from_parts(parts, RequestBody::new(body));
     Attempt { connection, visitor, cookie, upgrade }.run(request).await
 }

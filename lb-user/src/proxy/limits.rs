@@ -17,6 +17,14 @@ pub const BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// Probing of a silent peer, so that a client that vanished does not hold its tunnel for ever.
 pub const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
+/// Between warnings of connections that are refused for their PROXY header.
+pub const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
+/// A PROXY header must be complete within this.
+pub const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of a PROXY header of version 2 after its first sixteen: addresses, and what proxies add to them.
+pub const PROXY_HEADER_BYTES_MAX: usize = 4_096;
+/// Clients that one connection of a trusted proxy counts for at once; beyond it the one that came first is let go.
+pub const CLIENTS_OF_A_PROXY_MAX: usize = 64;
 /// A TLS handshake must be over within this, its wait for others included.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// TLS handshakes under way at once, over all listeners.

@@ -1,13 +1,15 @@
 //! The HTTP path: client → homing → worker, for what an address cannot decide and for as long as no worker is there.
 //!
 //! Layers, in the order in which a request meets them: `listen` → `welcome`
-//! (`handshake`) → hyper → `check` → `routing::Door` (host and path →
-//! app) → `headers` → `cookie` → `admit` (with `session` for who belongs where) → `upstream` or `tunnel` → `body`. `handle` strings them together, `answer`
+//! (`proxied`, `handshake`) → hyper → `check` → `trust` →
+//! `routing::Door` (host and path → app) → `headers` → `cookie` → `admit` (with `session` for who belongs where) → `upstream` or `tunnel` → `body`. `handle` strings them together, `answer`
 //! has the words for every refusal. What is not here: which workers exist (`control` publishes that in
 //! `crate::routing`) and how an address is placed (`lb_common::affinity`).
 
 mod admit;
 mod answer;
+#[cfg(test)]
+mod behind;
 mod body;
 mod check;
 mod connection;
@@ -23,6 +25,7 @@ mod headers;
 mod keys;
 pub mod limits;
 mod listen;
+mod proxied;
 #[cfg(test)]
 mod scenarios;
 mod session;
@@ -31,6 +34,7 @@ mod sharing;
 mod stream;
 #[cfg(test)]
 mod testing;
+mod trust;
 mod tunnel;
 mod upstream;
 mod welcome;
@@ -83,6 +87,7 @@ struct Inner {
     /// The same by client, where that matters.
     crowds: crowd::Crowds,
     pace: guard::Pace,
+    complaints: welcome::Complaints,
     /// One for each TLS handshake that may be under way.
     handshakes: Semaphore,
     /// Taken from looking for the least loaded worker to reserving a place there.
@@ -105,6 +110,7 @@ impl Proxy {
             connections: connection::OpenConnections::default(),
             crowds: crowd::Crowds::default(),
             pace: guard::Pace::default(),
+            complaints: welcome::Complaints::default(),
             handshakes: Semaphore::new(limits::HANDSHAKES_MAX),
             assigning: Mutex::new(()),
         }))

@@ -224,7 +224,7 @@ pub async fn world_of(routes: &[Route], apps: Vec<AppRoute>) -> World {
 fn picture(address: SocketAddr, routes: &[Route], apps: Vec<AppRoute>) -> Snapshot {
     let door = Door::new(apps.iter().map(|app| app.app).zip(routes), true);
     let apps = apps.into_iter().map(|app| (app.app, Arc::new(app))).collect();
-    Snapshot { apps, doors: Arc::new([(address, Arc::new(door))].into()) }
+    Snapshot { apps, doors: Arc::new([(address, Arc::new(door))].into()), ..Snapshot::default() }
 }
 
 impl World {
@@ -242,9 +242,15 @@ impl World {
         let load = |pair: &&Pair| Arc::new(Certificate::load(&Files::new(pair).tls()).unwrap());
         let tls = tls::server(&pairs.iter().map(load).collect::<Vec<_>>(), tickets);
         let door = Door::new(apps.iter().map(|app| app.app).zip(routes), true).with_tls(Some(tls));
+        self.publish_door(door, apps, &[]);
+    }
+
+    /// This door, and these proxies trusted.
+    pub fn publish_door(&self, door: Door, apps: Vec<AppRoute>, trusted: &[&str]) {
         let apps = apps.into_iter().map(|app| (app.app, Arc::new(app))).collect();
-        self.snapshots
-            .send_replace(Arc::new(Snapshot { apps, doors: Arc::new([(self.address, Arc::new(door))].into()) }));
+        let trusted = trusted.iter().map(|net| net.parse().unwrap()).collect();
+        let doors = Arc::new([(self.address, Arc::new(door))].into());
+        self.snapshots.send_replace(Arc::new(Snapshot { apps, doors, trusted }));
     }
 
     pub fn count(&self, counter: Counter) -> u64 {

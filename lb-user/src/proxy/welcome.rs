@@ -1,27 +1,35 @@
 //! From an accepted connection to its end: who it is, TLS if the door asks for it, and then HTTP.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use ipnet::IpNet;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
+use tokio::time::timeout;
 
 use super::connection::Connection;
 use super::counters::Counter;
 use super::handle::handle;
 use super::handshake::shake_hands;
 use super::headers::Client;
-use super::limits::{BUFFER_BYTES_MAX, HEAD_BYTES_MAX, HEAD_READ_TIMEOUT, HEADERS_MAX, TCP_KEEPALIVE};
+use super::limits::{
+    BUFFER_BYTES_MAX, COMPLAINT_PAUSE, HEAD_BYTES_MAX, HEAD_READ_TIMEOUT, HEADERS_MAX, PROXY_HEADER_TIMEOUT,
+    TCP_KEEPALIVE,
+};
 use super::listen::{leaving, stopped};
 use super::stream::ClientStream;
-use super::{Inner, Shutdown};
+use super::{Inner, Shutdown, proxied};
+use crate::routing::is_trusted;
 
 /// hyper's, for all connections of a listener.
 pub struct Settings(http1::Builder);
@@ -36,6 +44,21 @@ impl Settings {
             .max_header_size(HEAD_BYTES_MAX)
             .max_buf_size(BUFFER_BYTES_MAX);
         Self(http1)
+    }
+}
+
+/// What operators are told now and then, however often it happens.
+#[derive(Default)]
+pub struct Complaints(Mutex<Option<Instant>>);
+
+impl Complaints {
+    fn refused_proxy(&self, peer: IpAddr, error: &io::Error) {
+        // A panic cannot leave a time half-written.
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| last.elapsed() >= COMPLAINT_PAUSE) {
+            *last = Some(Instant::now());
+            tracing::warn!(%peer, %error, "a connection to an app with proxy_protocol was refused; more may follow unsaid");
+        }
     }
 }
 
@@ -66,16 +89,34 @@ pub async fn welcome(proxy: Arc<Inner>, settings: Arc<Settings>, arrival: Arriva
 }
 
 /// All that comes before HTTP. `None`: the client is not served.
-async fn enter(proxy: &Arc<Inner>, arrival: Arrival) -> std::io::Result<Option<(Arc<Connection>, ClientStream)>> {
-    let Arrival { stream, peer, address, shutdown, permit } = arrival;
+async fn enter(proxy: &Arc<Inner>, arrival: Arrival) -> io::Result<Option<(Arc<Connection>, ClientStream)>> {
+    let Arrival { mut stream, peer, address, shutdown, permit } = arrival;
     stream.set_nodelay(true)?;
     SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE))?;
     // Control publishes what is behind an address before it opens it.
-    let door = proxy.routing.snapshots.borrow().doors.get(&address).map(Arc::clone).unwrap_or_default();
+    let (door, trusted) = {
+        let snapshot = proxy.routing.snapshots.borrow();
+        (snapshot.doors.get(&address).map(Arc::clone).unwrap_or_default(), Arc::clone(&snapshot.trusted))
+    };
+    // An IPv4 client of a dual-stack listener is an IPv4 client.
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let client = if door.proxy_protocol {
+        match introduced(&mut stream, peer, &trusted).await {
+            Ok(client) => client,
+            Err(error) => {
+                proxy.counters.add(Counter::ProxyRefused);
+                proxy.complaints.refused_proxy(peer.ip(), &error);
+                return Ok(None);
+            }
+        }
+    } else {
+        peer
+    };
+    let address_of_client = client.ip().to_canonical();
     let connection = Arc::new(Connection {
         proxy: Arc::clone(proxy),
-        // An IPv4 client of a dual-stack listener is an IPv4 client.
-        client: Client::new(peer.ip().to_canonical(), door.tls.is_some()),
+        client: Client::new(address_of_client, door.tls.is_some()),
+        speaks_for_others: is_trusted(&trusted, address_of_client).then_some(trusted),
         address,
         local: stream.local_addr()?,
         shutdown,
@@ -84,9 +125,9 @@ async fn enter(proxy: &Arc<Inner>, arrival: Arrival) -> std::io::Result<Option<(
         others: Mutex::default(),
         _permit: permit,
     });
-    // Where several apps are it is the first request that says whose the connection is.
-    if let Some(app) = door.sole()
-        && connection.join(app, &door).is_err()
+    // Where several apps are, or a proxy speaks for many, it is the first request that says whose the connection is.
+    if let Some(app) = door.sole().filter(|_| connection.speaks_for_others.is_none())
+        && connection.join(app, &door, &connection.client).is_err()
     {
         return Ok(None);
     }
@@ -95,6 +136,15 @@ async fn enter(proxy: &Arc<Inner>, arrival: Arrival) -> std::io::Result<Option<(
         Some(config) => shake_hands(proxy, Arc::clone(config), stream).await,
     };
     Ok(stream.map(|stream| (connection, stream)))
+}
+
+/// Whom a trusted proxy speaks for on this connection.
+async fn introduced(stream: &mut TcpStream, peer: SocketAddr, trusted: &[IpNet]) -> io::Result<SocketAddr> {
+    if !is_trusted(trusted, peer.ip()) {
+        return Err(io::Error::other("it is not among homing.trusted_proxies"));
+    }
+    let source = timeout(PROXY_HEADER_TIMEOUT, proxied::read(stream)).await.map_err(io::Error::from)??;
+    Ok(source.unwrap_or(peer))
 }
 
 async fn serve(proxy: &Inner, settings: &Settings, connection: Arc<Connection>, stream: ClientStream) {

@@ -28,6 +28,8 @@ pub struct Door {
     pub guards: bool,
     /// What clients are served with who all come by TLS.
     pub tls: Option<Arc<ServerConfig>>,
+    /// Every connection is a trusted proxy's, and says first whose it is.
+    pub proxy_protocol: bool,
 }
 
 /// The apps of one host, the longest path first.
@@ -88,6 +90,11 @@ impl Door {
     /// With TLS, or without.
     pub fn with_tls(self, tls: Option<Arc<ServerConfig>>) -> Self {
         Self { tls, ..self }
+    }
+
+    /// With the PROXY protocol, or without.
+    pub fn with_proxy_protocol(self, proxy_protocol: bool) -> Self {
+        Self { proxy_protocol, ..self }
     }
 
     /// The app, if there is but one: then a connection is its own before it has said anything.

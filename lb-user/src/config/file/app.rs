@@ -17,7 +17,7 @@ use super::reader::{Given, Table, shown};
 use super::route;
 use super::tls;
 use super::value;
-use crate::config::{Affinity, App, Client, Cookie, Health, Secure, Timeouts, Workers};
+use crate::config::{Affinity, App, Client, Cookie, Health, Homing, Secure, Timeouts, Workers};
 
 const KNOWN: &[&str] = &[
     "name",
@@ -44,6 +44,7 @@ const KNOWN: &[&str] = &[
     "client",
     "protect",
     "tls",
+    "proxy_protocol",
     "cookie",
 ];
 
@@ -75,14 +76,19 @@ pub(super) struct Apps<'b> {
     base: &'b Path,
     /// Absent where it is given and wrong.
     run_dir: Option<PathBuf>,
+    /// Nobody's address may be believed.
+    trusts_nobody: bool,
     apps: Vec<App>,
     names: Vec<String>,
     taken: Vec<Taken>,
 }
 
 impl<'b> Apps<'b> {
-    pub(super) fn new(base: &'b Path, run_dir: Option<PathBuf>) -> Self {
-        Apps { base, run_dir, apps: Vec::new(), names: Vec::new(), taken: Vec::new() }
+    /// `homing`: absent where something in it is wrong.
+    pub(super) fn new(base: &'b Path, homing: Option<&Homing>) -> Self {
+        let run_dir = homing.map(|homing| homing.run_dir.clone());
+        let trusts_nobody = homing.is_some_and(|homing| homing.trusted_proxies.is_empty());
+        Apps { base, run_dir, trusts_nobody, apps: Vec::new(), names: Vec::new(), taken: Vec::new() }
     }
 
     pub(super) fn finish(self) -> Vec<App> {
@@ -107,6 +113,7 @@ impl<'b> Apps<'b> {
             listen_udp,
             shares: false,
             tls: tls::tls(table, self.base),
+            proxy_protocol: self.proxy_protocol(table),
             affinity,
             workers: if table.has("command") { workers } else { Workers { min: 0, max: 0, ..workers } },
             command,
@@ -137,6 +144,7 @@ impl<'b> Apps<'b> {
             for other in self.apps.iter_mut().filter(|other| other.listen.contains(address)) {
                 let (tls, at) = (table.has("tls"), address.to_string());
                 let mixed = tls::conflict(app, other, &at).filter(|_| tls == app.tls.is_some());
+                let mixed = mixed.or_else(|| route::mixed_proxies(app, other, &at));
                 if let Some(message) = route::conflict(app, other, &at).or(mixed) {
                     table.wrong(span.clone(), message);
                 }
@@ -146,6 +154,17 @@ impl<'b> Apps<'b> {
             }
         }
         shares
+    }
+
+    fn proxy_protocol(&self, table: &Table<'_>) -> bool {
+        let given = table.flag("proxy_protocol").filter(|given| given.value);
+        if let Some(Given { span, .. }) = given.as_ref().filter(|_| self.trusts_nobody) {
+            table.wrong(
+                span.clone(),
+                "`proxy_protocol` is for trusted proxies, and there are none; add homing.trusted_proxies, or remove it",
+            );
+        }
+        given.is_some()
     }
 
     fn name(&mut self, table: &Table<'_>) -> String {

@@ -157,6 +157,10 @@ const WRONG: &[(&str, &str)] = &[
         "cookie.name = \"__Host-x\"",
         "5:15: browsers keep a cookie named `__Host-…` only when it is secure; add secure = \"always\", or rename it",
     ),
+    (
+        "proxy_protocol = true",
+        "5:18: `proxy_protocol` is for trusted proxies, and there are none; add homing.trusted_proxies, or remove it",
+    ),
     ("tls = true", "5:7: `tls` must be a table, not true or false"),
     ("cookie.secure = true", "5:17: `secure` must be a string in quotes, not true or false"),
     // More apps.

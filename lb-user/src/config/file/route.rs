@@ -101,6 +101,16 @@ pub(super) fn conflict(new: &App, other: &App, address: &str) -> Option<String> 
     None
 }
 
+/// Whether a connection begins with a PROXY header must be known before the app is.
+pub(super) fn mixed_proxies(new: &App, other: &App, address: &str) -> Option<String> {
+    (new.proxy_protocol != other.proxy_protocol).then(|| {
+        format!(
+            "of the apps `{}` and `{}` on `{address}` one has `proxy_protocol` and one has not; give it to both or to none",
+            other.name, new.name
+        )
+    })
+}
+
 /// What a whole app must be for requests to tell whether they are its own.
 pub(super) fn check(table: &Table<'_>, app: &App, listen: &[Taken]) {
     if !matches!(app.http_only(), Some(HttpOnly::App | HttpOnly::Host | HttpOnly::Path))

@@ -45,6 +45,7 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
             route: Route::default(),
             shares: false,
             tls: None,
+            proxy_protocol: false,
             affinity: Affinity::Auto,
             command: vec!["sh".to_owned()],
             listens_on: ListensOn::Port,
@@ -93,6 +94,7 @@ fn every_key_is_read() {
         cgroups = "off"
         kernel_path = "required"
         interfaces = ["eth0", "lo"]
+        trusted_proxies = ["10.0.0.0/8", "fd00::1"]
         bindings = 1_000_000
         starts_at_once = 3
         [[app]]
@@ -129,6 +131,7 @@ fn every_key_is_read() {
     assert_eq!(config.homing.kernel_path, KernelPath::Required);
     assert_eq!(config.homing.interfaces, ["eth0", "lo"]);
     assert_eq!(config.homing.bindings, 1_000_000);
+    assert_eq!(config.homing.trusted_proxies, ["10.0.0.0/8", "fd00::1/128"].map(|net| net.parse().expect("a prefix")));
     let app = &config.apps[0];
     assert_eq!((app.name.as_str(), app.listen.len(), app.affinity), ("a-1_b", 2, Affinity::Cookie));
     assert_eq!((app.directory.as_path(), app.user.as_deref()), (Path::new("/etc"), Some("root")));
