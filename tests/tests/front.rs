@@ -107,10 +107,15 @@ fn tls_is_ended_and_a_renewed_certificate_is_taken_while_connections_are_open() 
     homing.wait_for_workers(0, 1);
     let old = directory.join("old.pem");
     std::fs::copy(directory.join("cert.pem"), &old).expect("copied");
-    for version in ["--tlsv1.3", "--tls-max 1.2"] {
+    for (version, expected) in [
+        ("--http2", "HTTP/2 200"),
+        ("--http1.1", "HTTP/1.1 200"),
+        ("--tlsv1.3", "HTTP/2 200"),
+        ("--tls-max 1.2", "HTTP/2 200"),
+    ] {
         let arguments: Vec<&str> = version.split(' ').collect();
         let page = curl(address, "sales.test", &old, &arguments).expect("it is trusted");
-        assert!(page.starts_with("HTTP/1.1 200") || page.starts_with("HTTP/2 200"), "{version}: {page}");
+        assert!(page.starts_with(expected), "{version}: {page}");
     }
     let plain = ask(&mut connect(address), "sales.test", "/", "");
     assert!(plain.starts_with("HTTP/1.1 400") && plain.contains("https://"), "{plain}");

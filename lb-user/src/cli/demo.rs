@@ -118,6 +118,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
         shares: false,
         tls: None,
         proxy_protocol: false,
+        h2c: false,
         affinity,
         command: ["demo-worker", "--port", "{port}"]
             .iter()

@@ -80,6 +80,8 @@ pub struct App {
     pub tls: Option<Tls>,
     /// Connections are those of trusted proxies, and begin with whom they are for.
     pub proxy_protocol: bool,
+    /// Clients may speak HTTP/2 without TLS, if they know beforehand.
+    pub h2c: bool,
     /// Another app listens on one of its addresses, too.
     pub shares: bool,
     /// Further addresses, for datagrams; only with backends that all answer directly.
@@ -152,6 +154,8 @@ impl App {
             Some(HttpOnly::Tls)
         } else if self.proxy_protocol {
             Some(HttpOnly::ProxyProtocol)
+        } else if self.h2c {
+            Some(HttpOnly::H2c)
         } else if self.shares {
             Some(HttpOnly::App)
         } else if !self.route.hosts.is_empty() {
@@ -196,6 +200,8 @@ pub enum HttpOnly {
     Tls,
     /// Read whom a proxy speaks for.
     ProxyProtocol,
+    /// Speak HTTP/2 without TLS.
+    H2c,
     /// Which of the apps on the address it is for.
     App,
     /// Whether it is for one of the app's hosts.

@@ -28,8 +28,9 @@ fn fronts<'a>(apps: impl Iterator<Item = (u32, &'a App)>, certificates: &Certifi
         let own: Vec<_> = apps.iter().filter_map(|(_, app)| certificates.of(app)).collect();
         let tls = (!own.is_empty()).then(|| tls::server(&own, &certificates.tickets));
         let routes = apps.iter().map(|(id, app)| (*id, &app.route));
+        let h2c = apps.iter().any(|(_, app)| app.h2c);
         let proxy_protocol = apps.iter().any(|(_, app)| app.proxy_protocol);
-        Door::new(routes, !has_kernel).with_tls(tls).with_proxy_protocol(proxy_protocol)
+        Door::new(routes, !has_kernel).with_tls(tls).with_proxy_protocol(proxy_protocol).with_h2c(h2c)
     };
     Arc::new(behind.into_iter().map(|(address, apps)| (address, Arc::new(door(apps)))).collect())
 }

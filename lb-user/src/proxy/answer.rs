@@ -33,6 +33,8 @@ pub enum Refusal {
     Method,
     Connect,
     Expect,
+    /// Of HTTP/2; hyper refuses those of HTTP/1.1.
+    TooManyHeaders,
     /// Held as long as the app allows.
     NoWorker {
         hold: Duration,
@@ -60,6 +62,7 @@ impl Refusal {
             Self::Moved { .. } => StatusCode::PERMANENT_REDIRECT,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Connect => StatusCode::NOT_IMPLEMENTED,
+            Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Expect => StatusCode::EXPECTATION_FAILED,
             Self::NoWorker { .. } | Self::Failed | Self::Full | Self::HeldFull | Self::Unreachable => {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -78,6 +81,7 @@ impl Refusal {
             Self::Moved { .. } => "This page has a slash at its end.".into(),
             Self::Method => "This method is not allowed here.".into(),
             Self::Connect => "This is not a forward proxy.".into(),
+            Self::TooManyHeaders => "The request has too many headers.".into(),
             Self::Expect => "Only the expectation 100-continue can be met.".into(),
             Self::NoWorker { hold } => format!("No worker of app {app} became ready within {} s.", hold.as_secs()),
             Self::Failed => format!("App {app} cannot be started at the moment."),

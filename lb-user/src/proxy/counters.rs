@@ -41,6 +41,10 @@ counters! {
     TlsFailed = "http_tls_failed",
     /// Connections without TLS to a port that speaks it, told so.
     TlsPlain = "http_tls_plain",
+    /// Connections by HTTP/2.
+    Http2Connections = "http_h2_connections",
+    /// HTTP/2 connections that broke, or were closed because their client broke the rules.
+    Http2Broken = "http_h2_broken",
     /// Requests received, refused ones included.
     Requests = "http_requests",
     /// Requests held because no worker could take them.
@@ -53,7 +57,7 @@ counters! {
     RefusedFull = "http_refused_full",
     /// Requests refused because too many are held already.
     RefusedHeldFull = "http_refused_held_full",
-    /// Requests refused as malformed or unsupported (400, 405, 417, 501).
+    /// Requests refused as malformed or unsupported (400, 405, 417, 431, 501).
     RefusedBadRequest = "http_refused_bad_request",
     /// Requests for a host or path that no app on their address has.
     RefusedNoApp = "http_refused_no_app",

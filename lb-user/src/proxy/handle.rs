@@ -15,6 +15,7 @@ use super::body::{RequestBody, ResponseBody};
 use super::connection::Connection;
 use super::cookie::{self, Presented};
 use super::counters::Counter;
+use super::h2::{self, Bootstrap};
 use super::headers::Client;
 use super::session;
 use super::upstream::SendError;
@@ -40,26 +41,37 @@ pub async fn handle(connection: Arc<Connection>, mut request: Request<Incoming>)
         .then(|| (Instant::now(), request.method().clone(), request.uri().path().to_owned()));
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
+    let is_h2 = parts.version == Version::HTTP_2;
+    let bootstrap = if is_h2 { h2::normalise(&mut parts, !body.is_end_stream()) } else { Ok(None) };
     let told = connection.speaks_for_others.as_ref().map(|trusted| {
         let Client { address, is_secure, .. } = connection.client;
         trust::client(&parts.headers, address, is_secure, trusted)
     });
     let client = told.as_ref().unwrap_or(&connection.client);
-    let (name, outcome) = match arrive(&connection, client, &mut parts) {
-        Ok(arrival) => {
+    let arrived = bootstrap
+        .map_err(|refusal| (None, refusal))
+        .and_then(|bootstrap| Ok((arrive(&connection, client, &mut parts)?, bootstrap)));
+    let (name, outcome) = match arrived {
+        Ok((arrival, bootstrap)) => {
             let name = arrival.route.as_ref().map(|route| Arc::clone(&route.name));
-            let upgrade = check::wants_upgrade(&parts).then_some(on_upgrade);
+            let upgrade = check::wants_upgrade(&parts).then_some(Upgrade { client: on_upgrade, bootstrap });
             (name, forward(&connection, client, parts, body, upgrade, arrival).await)
         }
         Err((name, refusal)) => (name, Err(refusal)),
     };
     let name = name.unwrap_or_else(|| Arc::from("(none)"));
-    let (response, decision, refusal) = match outcome {
+    let (mut response, decision, refusal) = match outcome {
         Ok((response, decision)) => (response, Some(decision), None),
         Err(refusal) => (refusal.response(&name, html), None, Some(refusal)),
     };
-    if matches!(refusal, Some(Refusal::Bad(_) | Refusal::Method | Refusal::Connect | Refusal::Expect)) {
+    if matches!(
+        refusal,
+        Some(Refusal::Bad(_) | Refusal::Method | Refusal::Connect | Refusal::Expect | Refusal::TooManyHeaders)
+    ) {
         inner.counters.add(Counter::RefusedBadRequest);
+    }
+    if is_h2 {
+        h2::finish(&mut response);
     }
     if let Some((since, method, path)) = logged {
         // Without the query: it is where people put secrets.
@@ -137,7 +149,7 @@ async fn forward(
     client: &Client,
     mut parts: Parts,
     body: Incoming,
-    upgrade: Option<OnUpgrade>,
+    upgrade: Option<Upgrade>,
     arrival: Arrival,
 ) -> Result<(Response<ResponseBody>, Decision), Refusal> {
     let Arrival { app, route, prefix } = arrival;
@@ -175,7 +187,14 @@ struct Attempt<'a> {
     visitor: Visitor,
     /// The cookie to hide from the worker.
     cookie: Option<Arc<config::Cookie>>,
-    upgrade: Option<OnUpgrade>,
+    upgrade: Option<Upgrade>,
+}
+
+/// A client that wants another protocol.
+struct Upgrade {
+    client: OnUpgrade,
+    /// It asked as HTTP/2 does.
+    bootstrap: Option<Bootstrap>,
 }
 
 impl Attempt<'_> {
@@ -196,7 +215,19 @@ impl Attempt<'_> {
                     place.worker.load.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                     let decision = Decision { worker: place.worker.number, rule: place.rule };
                     let response = match (response.status(), self.upgrade.take()) {
-                        (StatusCode::SWITCHING_PROTOCOLS, Some(client)) => self.switch(response, client, place),
+                        // To an extended CONNECT every success means that the tunnel is open.
+                        (status, Some(Upgrade { bootstrap: Some(bootstrap), .. }))
+                            if status.is_success()
+                                || (status == StatusCode::SWITCHING_PROTOCOLS && !bootstrap.is_met_by(&response)) =>
+                        {
+                            inner.counters.add(Counter::UpstreamError);
+                            tracing::debug!(
+                                worker = place.worker.number,
+                                "a worker did not open the WebSocket it was asked for"
+                            );
+                            return Err(Refusal::Broke);
+                        }
+                        (StatusCode::SWITCHING_PROTOCOLS, Some(upgrade)) => self.switch(response, upgrade, place),
                         (StatusCode::SWITCHING_PROTOCOLS, None) => {
                             inner.counters.add(Counter::UpstreamError);
                             tracing::debug!(worker = place.worker.number, "a worker switched protocols unasked");
@@ -239,11 +270,14 @@ impl Attempt<'_> {
         Err(Refusal::Unreachable)
     }
 
-    /// Passes the worker's 101 on and starts the tunnel.
-    fn switch(&self, mut response: Response<Incoming>, client: OnUpgrade, mut place: Place) -> Response<ResponseBody> {
+    /// Passes the worker's 101 on, as a 200 where the client speaks HTTP/2, and starts the tunnel.
+    fn switch(&self, mut response: Response<Incoming>, upgrade: Upgrade, mut place: Place) -> Response<ResponseBody> {
         let worker = hyper::upgrade::on(&mut response);
         let set_cookie = place.set_cookie.take();
-        tokio::spawn(tunnel::run(Arc::clone(self.connection), place, client, worker));
+        tokio::spawn(tunnel::run(Arc::clone(self.connection), place, upgrade.client, worker));
+        if upgrade.bootstrap.is_some() {
+            Bootstrap::answer(&mut response);
+        }
         answered(response, true, set_cookie).map(|_| ResponseBody::Fixed(None))
     }
 

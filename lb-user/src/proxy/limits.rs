@@ -33,6 +33,26 @@ pub const HANDSHAKES_MAX: usize = 4_096;
 pub const LINGER: Duration = Duration::from_secs(2);
 pub const LINGER_BYTES_MAX: u64 = 256 * 1024;
 
+/// Streams of an HTTP/2 connection at once.
+pub const H2_STREAMS_MAX: u32 = 128;
+/// Streams that a client may have reset before homing has looked at them; beyond it the connection is closed (rapid reset,
+/// CVE-2023-44487).
+pub const H2_PENDING_RESETS_MAX: usize = 20;
+/// Streams of a connection that homing may have reset for the client's errors; beyond it the connection is closed.
+pub const H2_RESETS_MAX: usize = 256;
+/// What a client may send of a body, and of all bodies of its connection, before a worker has taken it.
+pub const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+pub const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// What of an answer waits for the client, per stream.
+pub const H2_SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// An HTTP/2 connection is asked whether its client is there this often, and given up when it does not say so in time.
+pub const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
+pub const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// An HTTP/2 connection on which nothing is asked for so long is ended, its open streams excepted.
+pub const H2_IDLE: Duration = Duration::from_secs(120);
+/// Between looks at a connection of which one or two bytes have come, where it may be HTTP/2.
+pub const PREFACE_PAUSE: Duration = Duration::from_millis(10);
+
 /// Establishing a connection to a worker.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Idle connections kept per worker.

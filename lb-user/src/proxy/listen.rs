@@ -12,7 +12,8 @@ use tokio::time::{interval, sleep};
 
 use super::counters::Counter;
 use super::limits::{ACCEPT_PAUSE, CONNECTIONS_MAX, POOL_SWEEP};
-use super::welcome::{Arrival, Settings, welcome};
+use super::serve::Settings;
+use super::welcome::{Arrival, welcome};
 use super::{Inner, Listener, Shutdown};
 
 /// Serves a listener until it is shut down and its last connection and tunnel are gone.

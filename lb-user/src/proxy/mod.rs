@@ -1,7 +1,7 @@
 //! The HTTP path: client → homing → worker, for what an address cannot decide and for as long as no worker is there.
 //!
 //! Layers, in the order in which a request meets them: `listen` → `welcome`
-//! (`proxied`, `handshake`) → hyper → `check` → `trust` →
+//! (`proxied`, `handshake`) → `serve` (hyper) → `h2` → `check` → `trust` →
 //! `routing::Door` (host and path → app) → `headers` → `cookie` → `admit` (with `session` for who belongs where) → `upstream` or `tunnel` → `body`. `handle` strings them together, `answer`
 //! has the words for every refusal. What is not here: which workers exist (`control` publishes that in
 //! `crate::routing`) and how an address is placed (`lb_common::affinity`).
@@ -19,15 +19,19 @@ mod crowd;
 #[cfg(test)]
 mod encrypted;
 mod guard;
+mod h2;
 mod handle;
 mod handshake;
 mod headers;
 mod keys;
 pub mod limits;
 mod listen;
+#[cfg(test)]
+mod multiplexed;
 mod proxied;
 #[cfg(test)]
 mod scenarios;
+mod serve;
 mod session;
 #[cfg(test)]
 mod sharing;

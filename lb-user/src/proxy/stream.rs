@@ -4,6 +4,8 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -11,6 +13,15 @@ use tokio_rustls::server::TlsStream;
 pub enum ClientStream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// One stream of an HTTP/2 connection, become a tunnel.
+    Multiplexed(TokioIo<Upgraded>),
+}
+
+impl ClientStream {
+    /// In the TLS handshake.
+    pub fn has_agreed_on_h2(&self) -> bool {
+        matches!(self, Self::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2"))
+    }
 }
 
 impl AsyncRead for ClientStream {
@@ -18,6 +29,7 @@ impl AsyncRead for ClientStream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Multiplexed(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -27,6 +39,7 @@ impl AsyncWrite for ClientStream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Multiplexed(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -38,6 +51,7 @@ impl AsyncWrite for ClientStream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Multiplexed(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -49,6 +63,7 @@ impl AsyncWrite for ClientStream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Multiplexed(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -56,6 +71,7 @@ impl AsyncWrite for ClientStream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Multiplexed(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

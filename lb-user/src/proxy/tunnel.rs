@@ -78,9 +78,10 @@ pub async fn run(connection: Arc<Connection>, place: Place, client: OnUpgrade, w
         Ok(Err(error)) => return tracing::debug!(%error, "tunnel not opened: an end went away"),
         Err(_) => return tracing::debug!("tunnel not opened: the 101 was not taken in time"),
     };
-    let (Ok((mut client, to_worker)), Ok((mut worker, to_client))) =
-        (under::<ClientStream>(client), under::<Stream>(worker))
-    else {
+    // A stream of an HTTP/2 connection has no socket of its own.
+    let (mut client, to_worker) = under::<ClientStream>(client)
+        .unwrap_or_else(|stream| (ClientStream::Multiplexed(TokioIo::new(stream)), Bytes::new()));
+    let Ok((mut worker, to_client)) = under::<Stream>(worker) else {
         return tracing::error!("tunnel not opened: an upgraded connection is not the stream it was");
     };
     let backend = route.backend;

@@ -30,6 +30,8 @@ pub struct Door {
     pub tls: Option<Arc<ServerConfig>>,
     /// Every connection is a trusted proxy's, and says first whose it is.
     pub proxy_protocol: bool,
+    /// Clients may speak HTTP/2 without TLS.
+    pub h2c: bool,
 }
 
 /// The apps of one host, the longest path first.
@@ -95,6 +97,11 @@ impl Door {
     /// With the PROXY protocol, or without.
     pub fn with_proxy_protocol(self, proxy_protocol: bool) -> Self {
         Self { proxy_protocol, ..self }
+    }
+
+    /// With HTTP/2 without TLS, or not.
+    pub fn with_h2c(self, h2c: bool) -> Self {
+        Self { h2c, ..self }
     }
 
     /// The app, if there is but one: then a connection is its own before it has said anything.

@@ -10,7 +10,7 @@ use rustls::sign::CertifiedKey;
 use super::Certificate;
 
 /// In the order in which homing would have them.
-const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
+const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// The keys of session tickets: kept while homing runs, so that a client resumes after a certificate was renewed. They are
 /// replaced every six hours.

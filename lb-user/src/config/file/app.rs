@@ -45,6 +45,7 @@ const KNOWN: &[&str] = &[
     "protect",
     "tls",
     "proxy_protocol",
+    "h2c",
     "cookie",
 ];
 
@@ -114,6 +115,7 @@ impl<'b> Apps<'b> {
             shares: false,
             tls: tls::tls(table, self.base),
             proxy_protocol: self.proxy_protocol(table),
+            h2c: tls::h2c(table),
             affinity,
             workers: if table.has("command") { workers } else { Workers { min: 0, max: 0, ..workers } },
             command,
@@ -144,7 +146,7 @@ impl<'b> Apps<'b> {
             for other in self.apps.iter_mut().filter(|other| other.listen.contains(address)) {
                 let (tls, at) = (table.has("tls"), address.to_string());
                 let mixed = tls::conflict(app, other, &at).filter(|_| tls == app.tls.is_some());
-                let mixed = mixed.or_else(|| route::mixed_proxies(app, other, &at));
+                let mixed = mixed.or_else(|| route::mixed_flags(app, other, &at));
                 if let Some(message) = route::conflict(app, other, &at).or(mixed) {
                     table.wrong(span.clone(), message);
                 }

@@ -101,14 +101,14 @@ pub(super) fn conflict(new: &App, other: &App, address: &str) -> Option<String> 
     None
 }
 
-/// Whether a connection begins with a PROXY header must be known before the app is.
-pub(super) fn mixed_proxies(new: &App, other: &App, address: &str) -> Option<String> {
-    (new.proxy_protocol != other.proxy_protocol).then(|| {
-        format!(
-            "of the apps `{}` and `{}` on `{address}` one has `proxy_protocol` and one has not; give it to both or to none",
-            other.name, new.name
-        )
-    })
+/// How a connection begins must be known before the app is.
+pub(super) fn mixed_flags(new: &App, other: &App, address: &str) -> Option<String> {
+    let flags = |app: &App| [("proxy_protocol", app.proxy_protocol), ("h2c", app.h2c)];
+    let (key, _) = flags(new).into_iter().zip(flags(other)).find_map(|(new, other)| (new != other).then_some(new))?;
+    let (other, new) = (&other.name, &new.name);
+    Some(format!(
+        "of the apps `{other}` and `{new}` on `{address}` one has `{key}` and one has not; give it to both or to none"
+    ))
 }
 
 /// What a whole app must be for requests to tell whether they are its own.

@@ -46,6 +46,7 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
             shares: false,
             tls: None,
             proxy_protocol: false,
+            h2c: false,
             affinity: Affinity::Auto,
             command: vec!["sh".to_owned()],
             listens_on: ListensOn::Port,

@@ -31,6 +31,18 @@ pub(super) fn tls(app: &Table<'_>, base: &Path) -> Option<Tls> {
     Some(tls)
 }
 
+/// HTTP/2 without TLS.
+pub(super) fn h2c(app: &Table<'_>) -> bool {
+    let given = app.flag("h2c").filter(|given| given.value);
+    if let Some(given) = given.as_ref().filter(|_| app.has("tls")) {
+        app.wrong(
+            given.span.clone(),
+            "`h2c` is HTTP/2 without TLS, and with `tls` clients have HTTP/2 anyway; remove it",
+        );
+    }
+    given.is_some()
+}
+
 /// What keeps an app with TLS from an address: nobody but homing could answer there, and it must know at once how.
 pub(super) fn conflict(new: &App, other: &App, address: &str) -> Option<String> {
     let (with, without) = match (&new.tls, &other.tls) {
@@ -93,6 +105,15 @@ mod tests {
             ]
         );
         accepted(&format!("{APP}{0}{plain}{0}", tls(&files)));
+        let h2c = complaints(&format!("{APP}h2c = true\n{}", tls(&files)));
+        assert!(h2c[0].contains("`h2c` is HTTP/2 without TLS"), "{h2c:?}");
+        assert_eq!(
+            complaints(&format!("{APP}{plain}h2c = true")),
+            [
+                "homing.toml:7:11: of the apps `sales` and `b` on `127.0.0.1:8080` one has `h2c` and one has not; give it to both or \
+              to none"
+            ]
+        );
         let direct = format!("{APP}{}backends = [{{ address = \"10.0.0.1:8080\", forward = \"l2\" }}]", tls(&files));
         assert!(complaints(&direct)[0].contains("homing cannot end the TLS of backends that are sent packets"));
     }
