@@ -12,5 +12,6 @@ pub mod output;
 pub mod proxy;
 pub mod routing;
 mod sys;
+pub mod tls;
 mod trouble;
 pub mod worker;

@@ -3,12 +3,15 @@
 //!
 //! Nothing here decides; `control` makes snapshots and `proxy` follows them.
 
+mod door;
+
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use lb_common::abi::{BackendId, Binding, BindingKey, Promotion, Service, Slot};
 use lb_common::addr::Addr;
 use lb_common::affinity::{self, Choice, Tables};
@@ -17,11 +20,22 @@ use tokio::sync::{mpsc, watch};
 use crate::address::Address;
 use crate::config::{Affinity, Cookie, Protect};
 
+pub use door::{Door, Found, Lost};
+
 /// All apps, as they are now.
 #[derive(Clone, Default)]
 pub struct Snapshot {
     /// By app number.
     pub apps: BTreeMap<u32, Arc<AppRoute>>,
+    /// By listen address.
+    pub doors: Arc<BTreeMap<SocketAddr, Arc<Door>>>,
+    /// Proxies that are believed whom they speak for.
+    pub trusted: Arc<[IpNet]>,
+}
+
+/// Whether this is one of these.
+pub fn is_trusted(trusted: &[IpNet], address: IpAddr) -> bool {
+    trusted.iter().any(|net| net.contains(&address))
 }
 
 /// One app, as it is now.
@@ -31,7 +45,7 @@ pub struct AppRoute {
     pub app: u32,
     pub affinity: Affinity,
     pub cookie: Arc<Cookie>,
-    /// Who is refused at the door; `None` where the kernel path does it, or nobody is.
+    /// Who is refused, if anybody is; where [`Door::guards`] is not set the kernel does it.
     pub protect: Option<Arc<Protect>>,
     /// A request is held this long for a worker, at most.
     pub hold: Duration,

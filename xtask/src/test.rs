@@ -63,6 +63,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "devices",
                 "changes",
                 "successors",
+                "front",
                 "scheduling",
                 "isolation",
                 "sockets",

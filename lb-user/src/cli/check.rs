@@ -1,12 +1,19 @@
 //! `homing check`: all that is wrong with a configuration, or what it will do and why.
 
+use std::cmp::Reverse;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use super::{DONE, USAGE};
 use crate::config::isolation::size_in_words;
-use crate::config::{self, Affinity, App, Backend, Config, Forward, Isolation, KernelPath, Protect, Rate};
+use crate::config::{
+    self, Affinity, App, Backend, Config, Forward, Host, HttpOnly, Isolation, KernelPath, Protect, Rate, Tls,
+};
 use crate::datapath;
+use crate::tls::{Certificate, Validity};
 
 const ON_UNIX_SOCKETS: &str = "its workers listen on unix sockets";
 
@@ -54,7 +61,14 @@ fn render(path: &Path, config: &Config, missing: Option<&str>, others: &[String]
         let _ = writeln!(out, "  why       {why}");
         let _ = writeln!(out, "  crowds    {}", crowds(app));
         if app.protect != Protect::default() {
-            let _ = writeln!(out, "  protect   {}", protection(&app.protect, path));
+            let _ = writeln!(out, "  protect   {}", protection(app, config.homing.kernel_path, missing));
+        }
+        if let Some(tls) = &app.tls {
+            let (words, notes) = encryption(app, tls, SystemTime::now());
+            let _ = writeln!(out, "  tls       {words}");
+            for note in notes {
+                let _ = writeln!(out, "  note      {note}");
+            }
         }
         if !app.command.is_empty() {
             let _ = writeln!(out, "  workers   {}", workers(app));
@@ -66,11 +80,19 @@ fn render(path: &Path, config: &Config, missing: Option<&str>, others: &[String]
                 let _ = writeln!(out, "  note      its workers run as root; give it a `user` that owns nothing else");
             }
         }
+        let has_proxies = !config.homing.trusted_proxies.is_empty();
+        if has_proxies && matches!(path, "kernel" | "both") {
+            let _ = writeln!(
+                out,
+                "  note      the kernel path sees the address of a proxy in front, not whom it speaks for; for an app behind a\n            \
+                 trusted proxy set affinity = \"cookie\", or proxy_protocol = true"
+            );
+        }
         for backend in &app.backends {
             let Backend { address, forward, weight } = backend;
             let _ = writeln!(out, "  backend   {address} by {}, weight {weight}", forward.name());
         }
-        if path == "kernel" && app.listen.iter().any(std::net::SocketAddr::is_ipv6) {
+        if path == "kernel" && app.listen.iter().any(SocketAddr::is_ipv6) {
             let _ = writeln!(
                 out,
                 "  note      an IPv6 client takes the kernel path only to a worker that listens on IPv6 too;\n            \
@@ -78,10 +100,53 @@ fn render(path: &Path, config: &Config, missing: Option<&str>, others: &[String]
             );
         }
     }
+    out.push_str("\nurls\n");
+    for line in urls(&config.apps) {
+        let _ = writeln!(out, "  {line}");
+    }
     out
 }
 
+/// Which app each URL leads to, address by address, as the HTTP path looks for it: the first that fits.
+fn urls(apps: &[App]) -> Vec<String> {
+    let mut rows = Vec::new();
+    for app in apps {
+        for (&address, host) in app.listen.iter().flat_map(|at| app.route.patterns().map(move |host| (at, host))) {
+            let path = &app.route.path;
+            let name = host.map_or("*".to_owned(), ToString::to_string);
+            let kind = match host {
+                Some(Host::Exact(_)) => 0,
+                Some(Host::Below(_)) => 1,
+                None => 2,
+            };
+            let scheme = if app.tls.is_some() { "https" } else { "http" };
+            let url = format!("{scheme}://{name}:{}{path}", address.port());
+            let strip = if path != "/" && app.route.strip_path { ", which sees what follows the path" } else { "" };
+            let rank = (address, kind, Reverse(name.len()), name, Reverse(path.len()), path);
+            rows.push((rank, [address.to_string(), url, format!("{}{strip}", app.name)]));
+        }
+    }
+    rows.sort();
+    let width = |column: usize| rows.iter().map(|(_, texts)| texts[column].len()).max().unwrap_or(0);
+    let (address_width, url_width) = (width(0), width(1));
+    let line = |[address, url, app]: &[String; 3]| format!("{address:address_width$}  {url:url_width$}  {app}");
+    rows.iter().map(|(_, texts)| line(texts)).collect()
+}
+
 fn path_of(app: &App, kernel_path: KernelPath, missing: Option<&str>) -> (&'static str, String) {
+    if let Some(told) = app.http_only() {
+        let why = match told {
+            HttpOnly::Tls => "`tls`: homing ends it",
+            HttpOnly::ProxyProtocol => "`proxy_protocol`: the kernel would see the proxy's address, not the client's",
+            HttpOnly::H2c => "`h2c`: homing speaks HTTP/2 with clients and HTTP/1.1 with workers",
+            HttpOnly::App => "other apps share an address with it: only a request says whose it is",
+            HttpOnly::Host => "`hosts`: only a request says which host it is for",
+            HttpOnly::Path => "`path`: only a request says what it is for",
+        };
+        let by_address =
+            if app.affinity == Affinity::Ip { "; its clients are told apart by address all the same" } else { "" };
+        return ("http", format!("{why}{by_address}"));
+    }
     if app.has_workers_on_unix_sockets() && !app.has_kernel_path() {
         return ("http", format!("{ON_UNIX_SOCKETS}, which only the HTTP path reaches"));
     }
@@ -96,7 +161,37 @@ fn path_of(app: &App, kernel_path: KernelPath, missing: Option<&str>) -> (&'stat
     }
 }
 
-fn protection(protect: &Protect, path: &str) -> String {
+/// Whom the app's certificate is for, and what will be wrong with it.
+fn encryption(app: &App, tls: &Tls, now: SystemTime) -> (String, Vec<String>) {
+    /// Who renews certificates by themselves does it a month before their end.
+    const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+    let path = tls.certificate.display();
+    let certificate = match Certificate::load(tls) {
+        Ok(certificate) => certificate,
+        Err(why) => return (why, Vec::new()),
+    };
+    let mut notes = Vec::new();
+    match certificate.validity(now, SOON) {
+        Validity::Valid => {}
+        Validity::ExpiresSoon => notes.push(format!("the certificate in {path} expires within two weeks; renew it")),
+        Validity::Expired => notes.push(format!("the certificate in {path} has expired; browsers refuse it: renew it")),
+        Validity::NotYet => notes.push(format!("the certificate in {path} is not valid yet; see the clock")),
+    }
+    for host in app.route.hosts.iter().filter(|host| !certificate.covers(host)) {
+        notes.push(format!("the certificate in {path} is not for {host}; browsers refuse it there"));
+    }
+    let mode = std::fs::metadata(&tls.key).map_or(0, |metadata| metadata.mode());
+    if mode & 0o007 != 0 {
+        let key = tls.key.display();
+        notes.push(format!("everybody on this machine can use the key {key} (mode {:o}); chmod 600 it", mode & 0o777));
+    }
+    let names: Vec<&str> = certificate.names.iter().map(String::as_str).collect();
+    let names = if names.is_empty() { "no name".to_owned() } else { names.join(", ") };
+    (format!("1.2 and 1.3, for {names}"), notes)
+}
+
+fn protection(app: &App, kernel_path: KernelPath, missing: Option<&str>) -> String {
+    let protect = &app.protect;
     let mut words = Vec::new();
     match (protect.allow.len(), protect.deny.len()) {
         (0, 0) => {}
@@ -107,7 +202,11 @@ fn protection(protect: &Protect, path: &str) -> String {
     for (whose, Rate { per_second, burst }) in rates.into_iter().filter_map(|(whose, rate)| Some((whose, rate?))) {
         words.push(format!("new connections of {whose}: {per_second} a second, {burst} at once"));
     }
-    let by = if path == "http" { "the HTTP path, at the door" } else { "XDP" };
+    let by = match (app.shares || app.proxy_protocol, kernel_path == KernelPath::Off || missing.is_some()) {
+        (true, _) => "the HTTP path, with a connection's first request for it",
+        (false, true) => "the HTTP path, at the door",
+        (false, false) => "XDP",
+    };
     format!("{}; by {by}", words.join("; "))
 }
 
@@ -166,7 +265,10 @@ fn workers(app: &App) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+    use crate::tls::testing::{Files, issue};
 
     fn why(lines: &str) -> String {
         let text = format!("[[app]]\nname = \"sales\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\n{lines}\n");
@@ -174,6 +276,74 @@ mod tests {
             config::file::parse(&text, "homing.toml", Path::new("/")).unwrap_or_else(|errors| panic!("{errors}"));
         let (path, why) = path_of(&config.apps[0], KernelPath::Preferred, None);
         format!("{path}: {why}")
+    }
+
+    #[test]
+    fn what_only_requests_tell_needs_the_http_path() {
+        assert_eq!(why("hosts = [\"a\"]"), "http: `hosts`: only a request says which host it is for");
+        assert_eq!(
+            why("path = \"/a\"\naffinity = \"ip\""),
+            "http: `path`: only a request says what it is for; its clients are told apart by address all the same"
+        );
+        let second = "[[app]]\nname = \"b\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\nhosts = [\"b\"]";
+        assert_eq!(why(second), "http: other apps share an address with it: only a request says whose it is");
+    }
+
+    #[test]
+    fn what_browsers_will_refuse_is_told() {
+        let files = Files::new(&issue(&["a.test"]));
+        let tls = files.tls();
+        let mode = |mode| std::fs::set_permissions(&tls.key, std::fs::Permissions::from_mode(mode)).expect("set");
+        let text = format!(
+            "[[app]]\nname = \"a\"\nlisten = [\"[::]:443\"]\nhosts = [\"a.test\", \"b.test\"]\ncommand = [\"sh\"]\n\
+             tls = {{ certificate = {:?}, key = {:?} }}\n",
+            tls.certificate, tls.key
+        );
+        let config =
+            config::file::parse(&text, "homing.toml", Path::new("/")).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(path_of(&config.apps[0], KernelPath::Preferred, None).1, "`tls`: homing ends it");
+        assert_eq!(urls(&config.apps)[0], "[::]:443  https://a.test:443/  a");
+        let told = |days: i64| {
+            let day = Duration::from_secs(24 * 60 * 60);
+            let now = SystemTime::now();
+            let now = if days < 0 { now - day * days.unsigned_abs() as u32 } else { now + day * days as u32 };
+            encryption(&config.apps[0], &tls, now)
+        };
+        mode(0o600);
+        let (words, notes) = told(0);
+        assert_eq!(words, "1.2 and 1.3, for a.test");
+        assert!(notes.len() == 1 && notes[0].ends_with("is not for b.test; browsers refuse it there"), "{notes:?}");
+        mode(0o644);
+        assert!(told(0).1[1].contains("everybody on this machine can use the key"));
+        for (days, words) in [(20, "expires within two weeks"), (40, "has expired"), (-40, "is not valid yet")] {
+            assert!(told(days).1[0].contains(words), "{days}: {:?}", told(days));
+        }
+    }
+
+    #[test]
+    fn the_url_map_stands_in_the_order_of_search() {
+        let app = |name: &str, lines: &str| {
+            format!("[[app]]\nname = \"{name}\"\nlisten = [\"0.0.0.0:80\"]\ncommand = [\"sh\"]\n{lines}\n")
+        };
+        let text = [
+            app("rest", ""),
+            app("wild", "hosts = [\"*.b.org\"]"),
+            app("eu", "hosts = [\"*.eu.b.org\", \"x.b.org\"]"),
+            app("sales", "path = \"/sales\""),
+            app("deep", "path = \"/sales/eu\"\nstrip_path = false"),
+        ];
+        let config = config::file::parse(&text.concat(), "homing.toml", Path::new("/")).expect("it is right");
+        assert_eq!(
+            urls(&config.apps),
+            [
+                "0.0.0.0:80  http://x.b.org:80/     eu",
+                "0.0.0.0:80  http://*.eu.b.org:80/  eu",
+                "0.0.0.0:80  http://*.b.org:80/     wild",
+                "0.0.0.0:80  http://*:80/sales/eu   deep",
+                "0.0.0.0:80  http://*:80/sales      sales, which sees what follows the path",
+                "0.0.0.0:80  http://*:80/           rest",
+            ]
+        );
     }
 
     #[test]

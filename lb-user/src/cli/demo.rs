@@ -114,6 +114,11 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
         name: name.to_owned(),
         listen_udp: Vec::new(),
         listen: vec![listen],
+        route: config::Route::default(),
+        shares: false,
+        tls: None,
+        proxy_protocol: false,
+        h2c: false,
         affinity,
         command: ["demo-worker", "--port", "{port}"]
             .iter()
@@ -147,6 +152,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
             cgroups: config::Cgroups::Preferred,
             kernel_path: KernelPath::Preferred,
             interfaces: Vec::new(),
+            trusted_proxies: Vec::new(),
             bindings: 1_024,
             starts_at_once: WORKERS,
             output: config::file::DEFAULT_OUTPUT,

@@ -188,15 +188,14 @@ fn lock(state_dir: &Path) -> anyhow::Result<fs::File> {
     Ok(file)
 }
 
-/// One for each listen address of each app: what the other homing has, or new ones.
+/// One for each listen address: what the other homing has, or new ones.
 fn listeners(config: &Config, mut takeover: Option<&mut Takeover>) -> anyhow::Result<Vec<(SocketAddr, TcpListener)>> {
-    let addresses = config.apps.iter().flat_map(|app| app.listen.iter().map(move |&address| (app, address)));
-    let mut listener = |(app, address): (&config::App, SocketAddr)| {
+    let mut listener = |(app, address): (&str, SocketAddr)| {
         let taken = takeover.as_mut().and_then(|takeover| takeover.listener(address));
-        let socket = taken.map_or_else(|| doors::bind(&app.name, address).map_err(|error| anyhow!(error)), Ok)?;
+        let socket = taken.map_or_else(|| doors::bind(app, address).map_err(|error| anyhow!(error)), Ok)?;
         Ok((address, socket))
     };
-    addresses.map(&mut listener).collect()
+    doors::addresses(&config.apps).map(&mut listener).collect()
 }
 
 /// Opens the kernel path as the configuration wants it.

@@ -1,5 +1,5 @@
 //! The configuration file: TOML text in, resolved types or all of its errors out. It looks at the machine only to say
-//! early what would fail later: whether directories, commands and users are there.
+//! early what would fail later: whether directories, commands, users and certificates are there.
 
 mod app;
 mod backends;
@@ -12,6 +12,8 @@ mod listen;
 mod output;
 mod protect;
 mod reader;
+mod route;
+mod tls;
 mod value;
 
 use std::fs::File;
@@ -59,7 +61,7 @@ pub fn parse(text: &str, name: &str, base: &Path) -> Result<Config, Errors> {
 fn config(top: &Table<'_>, base: &Path) -> Option<Config> {
     top.know(&["homing", "app"], &[]);
     let homing = top.table("homing").map_or_else(|| homing::read(None, base), |table| homing::read(Some(&table), base));
-    let mut apps = Apps::new(base, homing.as_ref().map(|homing| homing.run_dir.clone()));
+    let mut apps = Apps::new(base, homing.as_ref());
     match top.value("app").map(|value| (value.get_ref(), value.span())) {
         None => top.absent("no [[app]] is given; add one with `name`, `listen` and `command`"),
         Some((DeValue::Array(entries), span)) => {

@@ -5,6 +5,7 @@ mod errors;
 pub mod file;
 pub mod isolation;
 mod location;
+mod route;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 
 pub use errors::{Errors, Problem};
 pub use isolation::Isolation;
+pub use route::{Host, Route};
 
 /// A whole configuration file.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +41,8 @@ pub struct Homing {
     pub kernel_path: KernelPath,
     /// Interfaces for XDP; empty: those that carry the listen addresses.
     pub interfaces: Vec<String>,
+    /// Proxies that are believed whom they speak for.
+    pub trusted_proxies: Vec<IpNet>,
     /// Clients that the kernel's table of bindings has room for, 1,024 to 16,000,000.
     pub bindings: u32,
     /// Workers that may be starting at once, over all apps, 1 to 1,024.
@@ -68,8 +72,18 @@ pub enum Cgroups {
 #[derive(Clone, Debug, PartialEq)]
 pub struct App {
     pub name: String,
-    /// One or more; unique over all apps.
+    /// One or more.
     pub listen: Vec<SocketAddr>,
+    /// Which requests there are for it.
+    pub route: Route,
+    /// Clients come by TLS, which homing ends.
+    pub tls: Option<Tls>,
+    /// Connections are those of trusted proxies, and begin with whom they are for.
+    pub proxy_protocol: bool,
+    /// Clients may speak HTTP/2 without TLS, if they know beforehand.
+    pub h2c: bool,
+    /// Another app listens on one of its addresses, too.
+    pub shares: bool,
     /// Further addresses, for datagrams; only with backends that all answer directly.
     pub listen_udp: Vec<SocketAddr>,
     pub affinity: Affinity,
@@ -135,8 +149,30 @@ impl App {
         }
     }
 
+    /// What of the app the kernel cannot do, so that all of it goes by the HTTP path.
+    pub fn http_only(&self) -> Option<HttpOnly> {
+        if self.tls.is_some() {
+            Some(HttpOnly::Tls)
+        } else if self.proxy_protocol {
+            Some(HttpOnly::ProxyProtocol)
+        } else if self.h2c {
+            Some(HttpOnly::H2c)
+        } else if self.shares {
+            Some(HttpOnly::App)
+        } else if !self.route.hosts.is_empty() {
+            Some(HttpOnly::Host)
+        } else if self.route.path != "/" {
+            Some(HttpOnly::Path)
+        } else {
+            None
+        }
+    }
+
     /// Whether there is somebody whom the kernel can hand a connection to.
     pub fn has_kernel_path(&self) -> bool {
+        if self.http_only().is_some() {
+            return false;
+        }
         let has_ports = !self.command.is_empty() && self.listens_on != ListensOn::Socket;
         has_ports || self.backends.iter().any(|backend| backend.forward != Forward::Http)
     }
@@ -149,6 +185,30 @@ impl App {
     pub fn has_workers_on_unix_sockets(&self) -> bool {
         !self.command.is_empty() && self.listens_on == ListensOn::Socket
     }
+}
+
+/// Files in PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Tls {
+    /// The server's own first, those that vouch for it after.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// What only the HTTP path does: end TLS, or read what a connection or a request says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpOnly {
+    Tls,
+    /// Read whom a proxy speaks for.
+    ProxyProtocol,
+    /// Speak HTTP/2 without TLS.
+    H2c,
+    /// Which of the apps on the address it is for.
+    App,
+    /// Whether it is for one of the app's hosts.
+    Host,
+    /// Whether it is below the app's path.
+    Path,
 }
 
 /// A remote host that serves the app.
@@ -286,6 +346,8 @@ pub struct Client {
 pub struct Cookie {
     pub name: String,
     pub secure: Secure,
+    /// The app's own.
+    pub path: String,
     pub same_site: SameSite,
     /// How long a browser keeps it, whole seconds; `None`: until it is closed.
     pub max_age: Option<Duration>,
@@ -298,6 +360,7 @@ impl Default for Cookie {
         Self {
             name: "homing".to_owned(),
             secure: Secure::Auto,
+            path: "/".to_owned(),
             same_site: SameSite::Lax,
             max_age: None,
             partitioned: false,
@@ -317,7 +380,7 @@ pub enum SameSite {
 /// The `Secure` attribute of the cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Secure {
-    /// When the client came by TLS (today: when a trusted proxy says so; never on plain HTTP).
+    /// When the client came by TLS.
     Auto,
     Always,
     Never,

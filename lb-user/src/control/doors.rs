@@ -1,6 +1,6 @@
 //! The sockets that clients connect to, one per listen address: opened and closed while homing runs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd as _;
@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd as _;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::config::App;
 use crate::proxy::{Listener, Proxy, Shutdown};
 
 /// Connections that the kernel queues before homing accepts them.
@@ -24,8 +25,7 @@ pub(super) struct Doors {
 }
 
 struct Door {
-    app: u32,
-    /// The listener's twin: another app may take it over without a moment in which nobody listens.
+    /// The listener's twin, for a successor.
     socket: TcpListener,
     shutdown: watch::Sender<Shutdown>,
 }
@@ -39,25 +39,18 @@ impl Doors {
         self.open.contains_key(&address)
     }
 
-    /// Leads the address to this app from now on; connections that are open go on as they are. `socket`: bound to the
-    /// address, if nobody listens there yet.
+    /// Serves the address from now on, for whom the snapshot says. `socket`: bound to it, if nobody listens there yet.
     ///
     /// # Errors
     /// When the process may not have another file, or nobody has bound the address.
-    pub(super) fn open(&mut self, address: SocketAddr, app: u32, socket: Option<&TcpListener>) -> io::Result<()> {
-        let former = self.open.remove(&address);
-        if former.as_ref().is_some_and(|door| door.app == app) {
-            self.open.extend(former.map(|door| (address, door)));
+    pub(super) fn open(&mut self, address: SocketAddr, socket: Option<&TcpListener>) -> io::Result<()> {
+        if self.has(address) {
             return Ok(());
         }
-        let socket = former.as_ref().map(|door| &door.socket).or(socket);
         let socket = socket.ok_or_else(|| io::Error::other(format!("{address} has not been bound")))?;
         let (own, served) = (socket.try_clone()?, socket.try_clone()?);
-        if let Some(former) = former {
-            former.shutdown.send_replace(Shutdown::Draining);
-        }
         let (shutdown, told) = watch::channel(Shutdown::Serving);
-        let serve = self.proxy.clone().serve(Listener { app, socket: served }, told);
+        let serve = self.proxy.clone().serve(Listener { address, socket: served }, told);
         let (last_word, mut all) = (shutdown.clone(), self.all.subscribe());
         self.serving.spawn(async move {
             let mut serve = std::pin::pin!(serve);
@@ -68,7 +61,7 @@ impl Doors {
             last_word.send_replace(Shutdown::Now);
             serve.await
         });
-        self.open.insert(address, Door { app, socket: own, shutdown });
+        self.open.insert(address, Door { socket: own, shutdown });
         Ok(())
     }
 
@@ -99,6 +92,13 @@ impl Doors {
         self.open.clear();
         while self.serving.join_next().await.is_some() {}
     }
+}
+
+/// The addresses of these apps, each once, with the name of the first app there.
+pub fn addresses(apps: &[App]) -> impl Iterator<Item = (&str, SocketAddr)> {
+    let mut seen = HashSet::new();
+    let all = apps.iter().flat_map(|app| app.listen.iter().map(|&address| (app.name.as_str(), address)));
+    all.filter(move |(_, address)| seen.insert(*address))
 }
 
 /// Listens on an address.

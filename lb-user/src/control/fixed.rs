@@ -21,7 +21,6 @@ pub(super) struct Fixed {
     pub(super) service: Service,
     pub(super) cookie: Arc<Cookie>,
     pub(super) name: Arc<str>,
-    /// Where the HTTP path refuses; the kernel's programs do it otherwise.
     pub(super) protect: Option<Arc<Protect>>,
 }
 
@@ -56,6 +55,10 @@ fn ring_len(app: &App) -> u32 {
 /// What of the app's services never changes while homing runs.
 fn flags(app: &App) -> u32 {
     let mut flags = path_flags(app);
+    if app.proxy_protocol {
+        // The kernel sees proxies, whom lists and rates do not mean.
+        return flags;
+    }
     if app.protect.has_lists() {
         flags |= SERVICE_LISTED;
     }
@@ -69,6 +72,9 @@ fn flags(app: &App) -> u32 {
 }
 
 fn path_flags(app: &App) -> u32 {
+    if app.http_only().is_some() {
+        return SERVICE_HTTP_ONLY;
+    }
     let auto = match app.affinity_in_force() {
         Affinity::Cookie => return SERVICE_HTTP_ONLY,
         Affinity::Auto => SERVICE_AUTO,
@@ -83,7 +89,7 @@ fn path_flags(app: &App) -> u32 {
     }
 }
 
-pub(super) fn fix(id: u32, app: &App, keys: &CookieKeys, has_kernel: bool) -> Fixed {
+pub(super) fn fix(id: u32, app: &App, keys: &CookieKeys) -> Fixed {
     /// Bits of an address in its IPv4-mapped form before the IPv4 part.
     const V4_OFFSET: u16 = 96;
     Fixed {
@@ -99,7 +105,7 @@ pub(super) fn fix(id: u32, app: &App, keys: &CookieKeys, has_kernel: bool) -> Fi
         },
         cookie: Arc::new(app.cookie.clone()),
         name: app.name.as_str().into(),
-        protect: (!has_kernel && app.protect != Protect::default()).then(|| Arc::new(app.protect.clone())),
+        protect: (app.protect != Protect::default()).then(|| Arc::new(app.protect.clone())),
     }
 }
 

@@ -4,10 +4,12 @@
 //! [`Effect`], so that every scenario is a list of events.
 
 mod backends;
+mod certificates;
 mod change;
 mod confinement;
 pub mod doors;
 mod fixed;
+mod fronts;
 mod ghosts;
 mod given;
 mod housekeeping;

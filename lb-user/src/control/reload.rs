@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use lb_common::abi::APPS_MAX;
@@ -76,7 +77,10 @@ impl Runner {
         let listeners = self.bind_new(&next.apps)?;
         // Another instance may have made new ones.
         self.keys.reload(&self.config.homing.state_dir).map_err(|error| error.to_string())?;
-        let changes = self.changes(&next.apps);
+        let mut changes = self.changes(&next.apps);
+        if self.look_at_certificates(true) {
+            changes.push("new certificates".to_owned());
+        }
         if changes.is_empty() && next.homing == self.config.homing {
             return Ok("nothing has changed.".to_owned());
         }
@@ -89,11 +93,8 @@ impl Runner {
 
     /// Listens on the addresses that are new, before anything is changed.
     fn bind_new(&self, apps: &[App]) -> Result<Vec<(SocketAddr, TcpListener)>, String> {
-        let addresses = apps.iter().flat_map(|app| app.listen.iter().map(move |&address| (app, address)));
-        addresses
-            .filter(|(_, address)| !self.doors.has(*address))
-            .map(|(app, address)| Ok((address, doors::bind(&app.name, address)?)))
-            .collect()
+        let addresses = doors::addresses(apps).filter(|(_, address)| !self.doors.has(*address));
+        addresses.map(|(app, address)| Ok((address, doors::bind(app, address)?))).collect()
     }
 
     /// In words, an app each.
@@ -127,7 +128,6 @@ impl Runner {
         specs: Vec<AppSpec>,
         listeners: Vec<(SocketAddr, TcpListener)>,
     ) {
-        let has_kernel = self.kernel.datapath().is_some();
         let mut restart = Vec::new();
         self.config.homing = homing;
         for place in 0..self.state.apps.len() {
@@ -139,7 +139,7 @@ impl Runner {
             }
         }
         for (&id, app) in ids.iter().zip(apps) {
-            let fixed = fixed::fix(id, &app, &self.keys, has_kernel);
+            let fixed = fixed::fix(id, &app, &self.keys);
             match self.place(id) {
                 Some(place) => {
                     if needs_restart(&self.config.apps[place], &app) {
@@ -159,6 +159,10 @@ impl Runner {
                 }
             }
         }
+        for why in self.certificates.fit(&self.config.apps) {
+            tracing::error!("a certificate that was there a moment ago cannot be used: {why}");
+        }
+        self.look_at_fronts();
         self.happen(Event::Configure { specs, restart });
         if let Err(error) = self.publish_protection().and_then(|()| self.publish_services()) {
             tracing::error!(%error, "the kernel did not take all of the new configuration");
@@ -174,17 +178,11 @@ impl Runner {
     /// Opens the doors of all apps as they are configured, and closes the others.
     pub(super) fn open_doors(&mut self, listeners: Vec<(SocketAddr, TcpListener)>) -> anyhow::Result<()> {
         let sockets: HashMap<SocketAddr, TcpListener> = listeners.into_iter().collect();
-        let wanted: Vec<(SocketAddr, u32)> = self
-            .config
-            .apps
-            .iter()
-            .zip(&self.state.apps)
-            .flat_map(|(app, state)| app.listen.iter().map(move |&address| (address, state.spec.id)))
-            .collect();
-        for &(address, app) in &wanted {
-            self.doors.open(address, app, sockets.get(&address))?;
+        for (_, address) in doors::addresses(&self.config.apps) {
+            self.doors.open(address, sockets.get(&address))?;
         }
-        self.doors.keep(|address| wanted.iter().any(|(other, _)| *other == address));
+        let fronts = Arc::clone(&self.fronts);
+        self.doors.keep(|address| fronts.contains_key(&address));
         Ok(())
     }
 

@@ -203,7 +203,8 @@ impl Runner {
         let worker = choice.backend().and_then(|backend| self.id(backend));
         let takes_family = choice.backend().is_some_and(|backend| self.takes_directly(backend, address));
         let is_denied = self.config.apps[app].protect.is_denied(address);
-        let by_kernel = self.kernel_status.active && takes_family;
+        let has_kernel_path = self.config.apps[app].has_kernel_path();
+        let by_kernel = self.kernel_status.active && takes_family && has_kernel_path;
         let prefix = prefix(&self.config.apps[app].client, client);
         let mut steps = vec![format!("client: {address} counts as {prefix}")];
         let mut would_change = Vec::new();
@@ -249,6 +250,8 @@ impl Runner {
                 would_change.push(
                     if self.kernel_status.active && self.config.apps[app].has_workers_on_unix_sockets() {
                         "workers on ports, `{port}` in place of `{socket}`, are reached by the kernel path".to_owned()
+                    } else if self.kernel_status.active && !has_kernel_path {
+                        "an address of the app's own, without `hosts`, `path` and `tls`, has the kernel path".to_owned()
                     } else if self.kernel_status.active {
                         "a worker that listens on this address family too goes by the kernel path".to_owned()
                     } else {
@@ -319,6 +322,10 @@ impl Runner {
                 "delivery: {} listens on a unix socket, so the HTTP path forwards to it",
                 worker.unwrap_or("the worker")
             ),
+            (Some(backend), false) if self.is_http_only(backend) => format!(
+                "delivery: the HTTP path forwards to {}; it ends TLS, or reads whose a request is",
+                worker.unwrap_or("the worker")
+            ),
             (Some(_), false) if self.kernel_status.active => format!(
                 "delivery: {} does not listen on this address family, so the HTTP path forwards to it",
                 worker.unwrap_or("the worker")
@@ -337,6 +344,10 @@ impl Runner {
             let (v4, v6) = running.families;
             if Addr::from(address).is_v4() { v4 } else { v6 }
         })
+    }
+
+    fn is_http_only(&self, backend: BackendId) -> bool {
+        self.state.worker(backend).is_some_and(|(app, _)| self.config.apps[app].http_only().is_some())
     }
 
     fn is_on_unix_socket(&self, backend: BackendId) -> bool {

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use lb_common::abi::{BackendId, PROTO_TCP, PROTO_UDP, SERVICE_SOCKETS, SERVICE_SYNCOOKIES, Service, ServiceKey};
+use lb_common::abi::BackendId;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::certificates::Certificates;
 use super::doors::Doors;
 use super::fixed::{self, Fixed};
+use super::fronts::Fronts;
 use super::ghosts::Ghosts;
 use super::last_output::LastOutput;
 use super::launch::{Launcher, Message, Running};
@@ -83,6 +85,9 @@ pub struct Runner {
     pub(super) config: Config,
     pub(super) state: State,
     pub(super) fixed: Vec<Fixed>,
+    /// What is behind each listen address.
+    pub(super) fronts: Fronts,
+    pub(super) certificates: Certificates,
     pub(super) kernel: Kernel,
     pub(super) kernel_status: KernelPathStatus,
     pub(super) bindings: Arc<dyn Bindings>,
@@ -133,7 +138,7 @@ impl Runner {
         let has_kernel = matches!(kernel, Kernel::On(_));
         let numbered = || ids.iter().zip(&config.apps);
         let specs: Vec<AppSpec> = numbered().map(|(&id, app)| fixed::spec(id, app)).collect();
-        let fixed = numbered().map(|(&id, app)| fixed::fix(id, app, &keys, has_kernel)).collect();
+        let fixed = numbered().map(|(&id, app)| fixed::fix(id, app, &keys)).collect();
         let (launcher, messages) = Launcher::new(&config.homing, has_kernel);
         let kernel_status = super::report::kernel_status(&kernel);
         let sockets = vec![true; config.apps.len()];
@@ -148,6 +153,8 @@ impl Runner {
             last_output: LastOutput::default(),
             config,
             fixed,
+            fronts: Fronts::default(),
+            certificates: Certificates::new().map_err(anyhow::Error::msg)?,
             kernel,
             kernel_status,
             bindings,
@@ -172,6 +179,10 @@ impl Runner {
             adopting: true,
             exiting: false,
         };
+        if let Some(why) = runner.certificates.fit(&runner.config.apps).into_iter().next() {
+            anyhow::bail!(why);
+        }
+        runner.look_at_fronts();
         runner.publish_protection()?;
         runner.publish_services()?;
         runner.adopt(found);
@@ -224,6 +235,7 @@ impl Runner {
                     self.look_at_sockets();
                     self.look_at_listeners();
                     self.look_at_restart_files();
+                    self.look_at_certificates(false);
                 }
                 _ = settling.tick() => {
                     self.look_at_transitions();
@@ -331,8 +343,8 @@ impl Runner {
     }
 
     pub(super) fn publish_snapshot(&self) {
-        let Self { state, config, fixed, running, remotes, by_kernel, .. } = self;
-        let next = snapshot(state, &config.apps, fixed, running, remotes, by_kernel);
+        let Self { state, config, fixed, running, remotes, by_kernel, fronts, .. } = self;
+        let next = snapshot(state, config, fixed, running, remotes, by_kernel, fronts);
         self.snapshots.send_replace(Arc::new(next));
     }
 
@@ -415,45 +427,6 @@ impl Runner {
         if let Some(Err(error)) = self.kernel.datapath().map(change) {
             tracing::error!(%error, "the kernel did not {what}; its clients are served on the HTTP path");
         }
-    }
-
-    /// Before the services, which refer to it.
-    pub(super) fn publish_protection(&mut self) -> anyhow::Result<()> {
-        let Some(datapath) = self.kernel.datapath() else { return Ok(()) };
-        let numbered = self.state.apps.iter().map(|app| app.spec.id).zip(&self.config.apps);
-        let protection = numbered.map(|(id, app)| {
-            let (lists, limits) = fixed::protection(id, app);
-            (lists, (id, limits))
-        });
-        let (lists, limits): (Vec<_>, Vec<_>) = protection.unzip();
-        datapath.publish_lists(&lists.concat())?;
-        datapath.publish_limits(&limits)?;
-        Ok(())
-    }
-
-    pub(super) fn publish_services(&mut self) -> anyhow::Result<()> {
-        // Interfaces that the configuration names are vouched for.
-        let is_vouched = !self.config.homing.interfaces.is_empty();
-        let answers = self.kernel.datapath().is_some_and(|datapath| is_vouched || datapath.answers_arrive());
-        let cookies = if answers { SERVICE_SYNCOOKIES } else { 0 };
-        let services: Vec<_> = self
-            .config
-            .apps
-            .iter()
-            .zip(self.fixed.iter().zip(&self.sockets))
-            .flat_map(|(app, (fixed, &has_sockets))| {
-                let sockets = if has_sockets { SERVICE_SOCKETS } else { 0 };
-                let service = Service { flags: fixed.service.flags | sockets | cookies, ..fixed.service };
-                let key = |at: &SocketAddr, protocol| ServiceKey::new(at.ip().into(), at.port(), protocol);
-                let tcp = app.listen.iter().map(move |at| key(at, PROTO_TCP));
-                let udp = app.listen_udp.iter().map(move |at| key(at, PROTO_UDP));
-                tcp.chain(udp).map(move |key| (key, service))
-            })
-            .collect();
-        if let Some(datapath) = self.kernel.datapath() {
-            datapath.publish_services(&services)?;
-        }
-        Ok(())
     }
 
     /// The picture as it was last published.

@@ -6,21 +6,23 @@ use std::sync::Arc;
 use lb_common::abi::BackendId;
 
 use super::fixed::Fixed;
+use super::fronts::Fronts;
 use super::launch::Running;
 use super::remotes::Remote;
 use super::state::{App, State};
-use crate::config;
+use crate::config::Config;
 use crate::routing::{AppRoute, Snapshot, WorkerRoute};
 
 pub(super) fn snapshot(
     state: &State,
-    apps: &[config::App],
+    config: &Config,
     fixed: &[Fixed],
     running: &HashMap<BackendId, Running>,
     remotes: &HashMap<BackendId, Remote>,
     by_kernel: &HashMap<BackendId, u64>,
+    fronts: &Fronts,
 ) -> Snapshot {
-    let routes = state.apps.iter().zip(apps.iter().zip(fixed)).map(|(app, (config, fixed))| {
+    let routes = state.apps.iter().zip(config.apps.iter().zip(fixed)).map(|(app, (config, fixed))| {
         let route = AppRoute {
             name: Arc::clone(&fixed.name),
             app: app.spec.id,
@@ -36,7 +38,11 @@ pub(super) fn snapshot(
         };
         (app.spec.id, Arc::new(route))
     });
-    Snapshot { apps: routes.collect() }
+    Snapshot {
+        apps: routes.collect(),
+        doors: Arc::clone(fronts),
+        trusted: config.homing.trusted_proxies.as_slice().into(),
+    }
 }
 
 fn workers(

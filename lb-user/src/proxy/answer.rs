@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER,
+};
 use http::{Response, StatusCode};
 
 use super::body::ResponseBody;
@@ -17,10 +19,22 @@ pub enum Refusal {
     /// `OPTIONS *`: about this server, not about an app.
     AboutServer,
     Bad(&'static str),
+    /// No app has this host and path.
+    NoApp,
+    /// The app's lists are against the client.
+    Denied,
+    /// The client, or all together, open connections faster than the app's rates allow.
+    TooFast,
+    /// An app's path without the slash that relative URLs on its pages need.
+    Moved {
+        location: HeaderValue,
+    },
     /// TRACE.
     Method,
     Connect,
     Expect,
+    /// Of HTTP/2; hyper refuses those of HTTP/1.1.
+    TooManyHeaders,
     /// Held as long as the app allows.
     NoWorker {
         hold: Duration,
@@ -42,8 +56,13 @@ impl Refusal {
         match self {
             Self::AboutServer => StatusCode::NO_CONTENT,
             Self::Bad(_) => StatusCode::BAD_REQUEST,
+            Self::NoApp => StatusCode::NOT_FOUND,
+            Self::Denied => StatusCode::FORBIDDEN,
+            Self::TooFast => StatusCode::TOO_MANY_REQUESTS,
+            Self::Moved { .. } => StatusCode::PERMANENT_REDIRECT,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Connect => StatusCode::NOT_IMPLEMENTED,
+            Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Expect => StatusCode::EXPECTATION_FAILED,
             Self::NoWorker { .. } | Self::Failed | Self::Full | Self::HeldFull | Self::Unreachable => {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -56,8 +75,13 @@ impl Refusal {
         match self {
             Self::AboutServer => String::new(),
             Self::Bad(reason) => format!("Bad request: {reason}."),
+            Self::NoApp => "No app is served at this address.".into(),
+            Self::Denied => format!("App {app} is not open to this client."),
+            Self::TooFast => format!("Too many new connections to app {app}."),
+            Self::Moved { .. } => "This page has a slash at its end.".into(),
             Self::Method => "This method is not allowed here.".into(),
             Self::Connect => "This is not a forward proxy.".into(),
+            Self::TooManyHeaders => "The request has too many headers.".into(),
             Self::Expect => "Only the expectation 100-continue can be met.".into(),
             Self::NoWorker { hold } => format!("No worker of app {app} became ready within {} s.", hold.as_secs()),
             Self::Failed => format!("App {app} cannot be started at the moment."),
@@ -88,7 +112,13 @@ impl Refusal {
         if matches!(self, Self::AboutServer | Self::Method) {
             headers.insert(ALLOW, HeaderValue::from_static(FORWARDED_METHODS));
         }
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if let Self::Moved { location } = self {
+            headers.insert(LOCATION, location.clone());
+        }
+        if matches!(self, Self::Denied | Self::TooFast) {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
         }
         response

@@ -88,7 +88,7 @@ fn check_host(parts: &mut Parts, local: SocketAddr) -> Result<(), Refusal> {
 }
 
 /// `host[:port]` of RFC 3986 section 3.2.2, without user information. An empty host names nothing that is served here.
-fn is_host(bytes: &[u8]) -> bool {
+pub fn is_host(bytes: &[u8]) -> bool {
     let (host, port) = match bytes {
         [b'[', rest @ ..] => {
             let Some(end) = rest.iter().position(|&b| b == b']') else { return false };

@@ -56,10 +56,12 @@ pub fn read(keys: &CookieKeys, cookie_name: &str, app: &str, headers: &HeaderMap
     presented
 }
 
-/// The `Set-Cookie` value that names `incarnation` for this app and keeps the places of other apps.
+/// The `Set-Cookie` value that names `incarnation` for this app and keeps the places of other apps. `is_secure`: the client
+/// came by TLS.
 pub fn set(
     keys: &CookieKeys,
     cookie: &config::Cookie,
+    is_secure: bool,
     app: &str,
     incarnation: u64,
     request: &HeaderMap,
@@ -74,8 +76,8 @@ pub fn set(
     }
     let secure = match cookie.secure {
         Secure::Always => true,
-        // No client comes by TLS yet.
-        Secure::Auto | Secure::Never => false,
+        Secure::Auto => is_secure,
+        Secure::Never => false,
     };
     // Browsers drop a cookie that asks for either without being secure.
     let same_site = match cookie.same_site {
@@ -84,7 +86,7 @@ pub fn set(
         SameSite::Strict => cookie::SameSite::Strict,
     };
     let mut built = cookie::Cookie::build((cookie.name.as_str(), value))
-        .path("/")
+        .path(cookie.path.as_str())
         .http_only(true)
         .same_site(same_site)
         .secure(secure)
@@ -219,7 +221,7 @@ mod tests {
     }
 
     fn given(app: &str, incarnation: u64, request: &HeaderMap) -> HeaderValue {
-        set(&keys(), &settings(), app, incarnation, request).unwrap()
+        set(&keys(), &settings(), false, app, incarnation, request).unwrap()
     }
 
     #[test]
@@ -237,8 +239,13 @@ mod tests {
     #[test]
     fn secure_is_set_where_the_configuration_says_so() {
         let always = config::Cookie { secure: Secure::Always, ..settings() };
-        let cookie = set(&keys(), &always, "sales", 1, &with(&[])).unwrap();
-        assert!(cookie.to_str().unwrap().contains("; Secure"), "{cookie:?}");
+        let never = config::Cookie { secure: Secure::Never, ..settings() };
+        for (setting, by_tls, expected) in
+            [(always, false, true), (never, true, false), (settings(), true, true), (settings(), false, false)]
+        {
+            let cookie = set(&keys(), &setting, by_tls, "sales", 1, &with(&[])).unwrap();
+            assert_eq!(cookie.to_str().unwrap().contains("; Secure"), expected, "{cookie:?}");
+        }
     }
 
     #[test]
@@ -249,12 +256,12 @@ mod tests {
             max_age: Some(std::time::Duration::from_secs(3600)),
             ..settings()
         };
-        let plain = set(&keys(), &framed, "sales", 1, &with(&[])).unwrap();
+        let plain = set(&keys(), &framed, false, "sales", 1, &with(&[])).unwrap();
         let plain = plain.to_str().unwrap();
         assert!(plain.contains("SameSite=Lax") && plain.contains("Max-Age=3600"), "{plain}");
         assert!(!plain.contains("Partitioned"), "{plain}");
         let secure =
-            set(&keys(), &config::Cookie { secure: Secure::Always, ..framed }, "sales", 1, &with(&[])).unwrap();
+            set(&keys(), &framed, true, "sales", 1, &with(&[])).unwrap();
         let secure = secure.to_str().unwrap();
         assert!(["SameSite=None", "; Secure", "; Partitioned"].iter().all(|part| secure.contains(part)), "{secure}");
     }

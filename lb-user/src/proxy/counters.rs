@@ -27,12 +27,24 @@ macro_rules! counters {
 counters! {
     /// Connections accepted.
     Connections = "http_connections",
-    /// Connections closed at the door, where no kernel path does it: the app's lists deny the address.
+    /// Connections refused, where no kernel path does it: the app's lists deny the address.
     Denied = "http_denied",
-    /// Connections closed at the door, where no kernel path does it: one client is faster than `protect.client_rate`.
+    /// Connections refused, where no kernel path does it: one client is faster than `protect.client_rate`.
     ClientTooFast = "http_client_too_fast",
-    /// Connections closed at the door, where no kernel path does it: all clients are faster than `protect.app_rate`.
+    /// Connections refused, where no kernel path does it: all clients are faster than `protect.app_rate`.
     AppTooFast = "http_app_too_fast",
+    /// Connections refused: not from a trusted proxy, or without a PROXY header where `proxy_protocol` wants one.
+    ProxyRefused = "http_proxy_refused",
+    /// TLS handshakes completed.
+    TlsHandshakes = "http_tls_handshakes",
+    /// TLS handshakes that failed or took too long.
+    TlsFailed = "http_tls_failed",
+    /// Connections without TLS to a port that speaks it, told so.
+    TlsPlain = "http_tls_plain",
+    /// Connections by HTTP/2.
+    Http2Connections = "http_h2_connections",
+    /// HTTP/2 connections that broke, or were closed because their client broke the rules.
+    Http2Broken = "http_h2_broken",
     /// Requests received, refused ones included.
     Requests = "http_requests",
     /// Requests held because no worker could take them.
@@ -45,8 +57,10 @@ counters! {
     RefusedFull = "http_refused_full",
     /// Requests refused because too many are held already.
     RefusedHeldFull = "http_refused_held_full",
-    /// Requests refused as malformed or unsupported (400, 405, 417, 501).
+    /// Requests refused as malformed or unsupported (400, 405, 417, 431, 501).
     RefusedBadRequest = "http_refused_bad_request",
+    /// Requests for a host or path that no app on their address has.
+    RefusedNoApp = "http_refused_no_app",
     /// Clients without a cookie that were given a worker and a cookie.
     CookieNew = "http_cookie_new",
     /// Requests that reached the worker that their cookie names.

@@ -3,23 +3,26 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::header::{COOKIE, HeaderValue, SET_COOKIE};
-use http::{Request, Response, StatusCode, Version};
+use http::header::{COOKIE, HOST, HeaderValue, SET_COOKIE};
+use http::request::Parts;
+use http::{Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 
 use super::admit::Patience;
 use super::answer::{self, Refusal};
 use super::body::{RequestBody, ResponseBody};
+use super::connection::Connection;
 use super::cookie::{self, Presented};
 use super::counters::Counter;
-use super::listen::Connection;
+use super::h2::{self, Bootstrap};
+use super::headers::Client;
 use super::place::{Place, Rule, Visitor};
 use super::session;
 use super::upstream::SendError;
-use super::{check, headers, learn, tunnel};
+use super::{check, headers, learn, trust, tunnel};
 use crate::config::{self, Affinity};
-use crate::routing::{AppRoute, Notice};
+use crate::routing::{AppRoute, Found, Lost, Notice};
 
 /// Times that a request is placed at a worker.
 const ATTEMPTS: u32 = 2;
@@ -30,28 +33,52 @@ struct Decision {
     rule: Rule,
 }
 
-pub async fn handle(connection: Arc<Connection>, request: Request<Incoming>) -> Response<ResponseBody> {
+pub async fn handle(connection: Arc<Connection>, mut request: Request<Incoming>) -> Response<ResponseBody> {
     let inner = &connection.proxy;
     inner.counters.add(Counter::Requests);
     let html = answer::wants_html(request.headers());
     // What the log line needs is kept only if there will be one.
     let logged = tracing::enabled!(tracing::Level::DEBUG)
         .then(|| (Instant::now(), request.method().clone(), request.uri().path().to_owned()));
-    let route = inner.route(connection.app);
-    let name = route.as_ref().map_or_else(|| Arc::from("(none)"), |route| Arc::clone(&route.name));
-    let outcome = forward(&connection, request, route).await;
-    let (response, decision, refusal) = match outcome {
+    let on_upgrade = hyper::upgrade::on(&mut request);
+    let (mut parts, body) = request.into_parts();
+    let is_h2 = parts.version == Version::HTTP_2;
+    let bootstrap = if is_h2 { h2::normalise(&mut parts, !body.is_end_stream()) } else { Ok(None) };
+    let told = connection.speaks_for_others.as_ref().map(|trusted| {
+        let Client { address, is_secure, .. } = connection.client;
+        trust::client(&parts.headers, address, is_secure, trusted)
+    });
+    let client = told.as_ref().unwrap_or(&connection.client);
+    let arrived = bootstrap
+        .map_err(|refusal| (None, refusal))
+        .and_then(|bootstrap| Ok((arrive(&connection, client, &mut parts)?, bootstrap)));
+    let (name, outcome) = match arrived {
+        Ok((arrival, bootstrap)) => {
+            let name = arrival.route.as_ref().map(|route| Arc::clone(&route.name));
+            let upgrade = check::wants_upgrade(&parts).then_some(Upgrade { client: on_upgrade, bootstrap });
+            (name, forward(&connection, client, parts, body, upgrade, arrival).await)
+        }
+        Err((name, refusal)) => (name, Err(refusal)),
+    };
+    let name = name.unwrap_or_else(|| Arc::from("(none)"));
+    let (mut response, decision, refusal) = match outcome {
         Ok((response, decision)) => (response, Some(decision), None),
         Err(refusal) => (refusal.response(&name, html), None, Some(refusal)),
     };
-    if matches!(refusal, Some(Refusal::Bad(_) | Refusal::Method | Refusal::Connect | Refusal::Expect)) {
+    if matches!(
+        refusal,
+        Some(Refusal::Bad(_) | Refusal::Method | Refusal::Connect | Refusal::Expect | Refusal::TooManyHeaders)
+    ) {
         inner.counters.add(Counter::RefusedBadRequest);
+    }
+    if is_h2 {
+        h2::finish(&mut response);
     }
     if let Some((since, method, path)) = logged {
         // Without the query: it is where people put secrets.
         tracing::debug!(
             app = &*name,
-            client = %connection.client.address,
+            client = %told.as_ref().unwrap_or(&connection.client).address,
             %method,
             path,
             status = response.status().as_u16(),
@@ -65,20 +92,76 @@ pub async fn handle(connection: Arc<Connection>, request: Request<Incoming>) -> 
     response
 }
 
+/// A request whose app is known.
+struct Arrival {
+    app: u32,
+    route: Option<Arc<AppRoute>>,
+    /// What of the path its worker does not see; the rest is in the request.
+    prefix: Option<String>,
+}
+
+/// Checks the request, finds its app and takes the app's path off, if that is so configured.
+fn arrive(connection: &Connection, client: &Client, parts: &mut Parts) -> Result<Arrival, (Option<Arc<str>>, Refusal)> {
+    let inner = &connection.proxy;
+    check::check(parts, connection.local).map_err(|refusal| (None, refusal))?;
+    let door = connection.door();
+    if door.tls.is_some() && !connection.client.is_secure {
+        // The door has got TLS since the client came in.
+        return Err((None, Refusal::Bad("this port speaks HTTPS now")));
+    }
+    let host = parts.headers.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
+    let Found { app, stripped } = door.find(host, parts.uri.path()).map_err(|lost| match lost {
+        Lost::Dots => (None, Refusal::Bad("a path here has no segments of dots")),
+        Lost::Nobody => {
+            inner.counters.add(Counter::RefusedNoApp);
+            (None, Refusal::NoApp)
+        }
+    })?;
+    let route = inner.route(app);
+    let refused = |refusal| (route.as_ref().map(|route| Arc::clone(&route.name)), refusal);
+    connection.join(app, &door, client).map_err(|why| match why {
+        Counter::Denied => refused(Refusal::Denied),
+        _ => refused(Refusal::TooFast),
+    })?;
+    let outer = client.prefix.as_deref();
+    let prefix = match stripped {
+        None => outer.map(str::to_owned),
+        Some((prefix, end)) => {
+            let prefix = format!("{}{prefix}", outer.unwrap_or_default());
+            parts.uri = without(&prefix, end, &parts.uri).map_err(refused)?;
+            Some(prefix)
+        }
+    };
+    Ok(Arrival { app, route, prefix })
+}
+
+/// The target without the first `end` bytes of its path, which clients see as `prefix`.
+fn without(prefix: &str, end: usize, target: &Uri) -> Result<Uri, Refusal> {
+    let rest = target.path_and_query().map_or("", |target| &target.as_str()[end..]);
+    if rest.starts_with('/') {
+        return Uri::try_from(rest).map_err(|_| Refusal::Bad("the request target is not a path"));
+    }
+    let location = HeaderValue::try_from(format!("{prefix}/{rest}"));
+    Err(location.map_or(Refusal::Bad("the request target is not a path"), |location| Refusal::Moved { location }))
+}
+
 async fn forward(
     connection: &Arc<Connection>,
-    mut request: Request<Incoming>,
-    route: Option<Arc<AppRoute>>,
+    client: &Client,
+    mut parts: Parts,
+    body: Incoming,
+    upgrade: Option<Upgrade>,
+    arrival: Arrival,
 ) -> Result<(Response<ResponseBody>, Decision), Refusal> {
+    let Arrival { app, route, prefix } = arrival;
     let inner = &connection.proxy;
-    let on_upgrade = hyper::upgrade::on(&mut request);
-    let (mut parts, body) = request.into_parts();
-    check::check(&mut parts, connection.local)?;
-    let upgrade = check::wants_upgrade(&parts).then_some(on_upgrade);
     if upgrade.is_some() && !body.is_end_stream() {
         return Err(Refusal::Bad("a request to switch protocols has no body"));
     }
-    headers::to_worker(&mut parts.headers, &connection.client, &inner.ids, upgrade.is_some());
+    headers::to_worker(&mut parts.headers, client, &inner.ids, upgrade.is_some());
+    if let Some(prefix) = prefix {
+        headers::tell_prefix(&mut parts.headers, &prefix);
+    }
     parts.version = Version::HTTP_11;
     parts.extensions.clear();
 
@@ -94,12 +177,12 @@ async fn forward(
     }
     drop(route);
     let navigates = upgrade.is_none() && answer::navigates(&parts);
-    let session =
-        learn::session_of(parts.uri.path()).and_then(|id| inner.sessions.find(connection.app, id, Instant::now()));
+    let session = learn::session_of(parts.uri.path()).and_then(|id| inner.sessions.find(app, id, Instant::now()));
     let visitor = Visitor {
-        app: connection.app,
-        address: connection.client.address,
-        connection: connection.number,
+        app,
+        address: client.address,
+        is_secure: client.is_secure,
+        connection: connection.number(),
         presented,
         navigates,
         session,
@@ -114,7 +197,14 @@ struct Attempt<'a> {
     visitor: Visitor,
     /// The cookie to hide from the worker.
     cookie: Option<Arc<config::Cookie>>,
-    upgrade: Option<OnUpgrade>,
+    upgrade: Option<Upgrade>,
+}
+
+/// A client that wants another protocol.
+struct Upgrade {
+    client: OnUpgrade,
+    /// It asked as HTTP/2 does.
+    bootstrap: Option<Bootstrap>,
 }
 
 impl Attempt<'_> {
@@ -135,7 +225,19 @@ impl Attempt<'_> {
                     place.worker.load.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                     let decision = Decision { worker: place.worker.number, rule: place.rule };
                     let response = match (response.status(), self.upgrade.take()) {
-                        (StatusCode::SWITCHING_PROTOCOLS, Some(client)) => self.switch(response, client, place),
+                        // To an extended CONNECT every success means that the tunnel is open.
+                        (status, Some(Upgrade { bootstrap: Some(bootstrap), .. }))
+                            if status.is_success()
+                                || (status == StatusCode::SWITCHING_PROTOCOLS && !bootstrap.is_met_by(&response)) =>
+                        {
+                            inner.counters.add(Counter::UpstreamError);
+                            tracing::debug!(
+                                worker = place.worker.number,
+                                "a worker did not open the WebSocket it was asked for"
+                            );
+                            return Err(Refusal::Broke);
+                        }
+                        (StatusCode::SWITCHING_PROTOCOLS, Some(upgrade)) => self.switch(response, upgrade, place),
                         (StatusCode::SWITCHING_PROTOCOLS, None) => {
                             inner.counters.add(Counter::UpstreamError);
                             tracing::debug!(worker = place.worker.number, "a worker switched protocols unasked");
@@ -178,11 +280,14 @@ impl Attempt<'_> {
         Err(Refusal::Unreachable)
     }
 
-    /// Passes the worker's 101 on and starts the tunnel.
-    fn switch(&self, mut response: Response<Incoming>, client: OnUpgrade, mut place: Place) -> Response<ResponseBody> {
+    /// Passes the worker's 101 on, as a 200 where the client speaks HTTP/2, and starts the tunnel.
+    fn switch(&self, mut response: Response<Incoming>, upgrade: Upgrade, mut place: Place) -> Response<ResponseBody> {
         let worker = hyper::upgrade::on(&mut response);
         let set_cookie = place.set_cookie.take();
-        tokio::spawn(tunnel::run(Arc::clone(self.connection), self.visitor.app, place, client, worker));
+        tokio::spawn(tunnel::run(Arc::clone(self.connection), self.visitor.app, place, upgrade.client, worker));
+        if upgrade.bootstrap.is_some() {
+            Bootstrap::answer(&mut response);
+        }
         answered(response, true, set_cookie).map(|_| ResponseBody::Fixed(None))
     }
 

@@ -8,29 +8,69 @@ use http::header::{self, CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, T
 
 use super::check::tokens;
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What all requests of one client connection say of it, made once.
+/// What requests say of their client: made once for a connection, or for each request that a trusted proxy sends.
 pub struct Client {
     pub address: IpAddr,
-    forwarded_for: HeaderValue,
-    /// `for=…;proto=http;host=`, the host to follow.
-    forwarded: String,
+    /// It came by TLS.
+    pub is_secure: bool,
+    /// The client and the proxies between, the nearest last.
+    pub forwarded_for: HeaderValue,
+    /// `for=…;proto=…;host=`, the host to follow, and then what comes after it: `, for=…` of the proxies between.
+    forwarded: (String, String),
+    /// What a trusted proxy says of the host that was asked for,
+    pub host: Option<HeaderValue>,
+    /// the path that it took off,
+    pub prefix: Option<String>,
+    /// and how it calls the request.
+    pub id: Option<HeaderValue>,
+}
+
+/// A client, or a proxy, as the next one saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    pub address: IpAddr,
+    /// Whether it came by TLS, if that was said.
+    pub proto: Option<bool>,
 }
 
 impl Client {
-    pub fn new(address: IpAddr) -> Self {
-        let forwarded = match address {
-            IpAddr::V4(v4) => format!("for={v4};proto=http;host="),
-            // RFC 7239 section 6: in brackets, and so quoted.
-            IpAddr::V6(v6) => format!("for=\"[{v6}]\";proto=http;host="),
-        };
-        let forwarded_for = HeaderValue::try_from(address.to_string()).expect("an address is a valid header value");
-        Self { address, forwarded_for, forwarded }
+    pub fn new(address: IpAddr, is_secure: bool) -> Self {
+        Self::through(&[Hop { address, proto: None }], is_secure)
     }
+
+    /// The first of these, through the others.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn through(hops: &[Hop], is_secure: bool) -> Self {
+        let address = hops.first().expect("a client").address;
+        let node = |hop: &Hop| match hop.address {
+            IpAddr::V4(v4) => format!("for={v4}"),
+            // RFC 7239 section 6: in brackets, and so quoted.
+            IpAddr::V6(v6) => format!("for=\"[{v6}]\""),
+        };
+        let between = hops[1..].iter().map(|hop| format!(", {}", node(hop))).collect();
+        let addresses: Vec<String> = hops.iter().map(|hop| hop.address.to_string()).collect();
+        Self {
+            address,
+            is_secure,
+            forwarded_for: HeaderValue::try_from(addresses.join(", ")).expect("addresses are a valid header value"),
+            forwarded: (format!("{};proto={};host=", node(&hops[0]), scheme(is_secure)), between),
+            host: None,
+            prefix: None,
+            id: None,
+        }
+    }
+}
+
+fn scheme(is_secure: bool) -> &'static str {
+    if is_secure { "https" } else { "http" }
 }
 
 /// Names for requests: unique, not secret.
@@ -67,19 +107,26 @@ pub fn to_worker(headers: &mut HeaderMap, client: &Client, ids: &RequestIds, upg
         }
         (None, false) => {}
     }
-    if let Some(host) = headers.get(HOST).cloned() {
+    if let Some(host) = client.host.as_ref().or_else(|| headers.get(HOST)).cloned() {
         let host_text = host.to_str().unwrap_or_default();
-        let mut forwarded = String::with_capacity(client.forwarded.len() + host_text.len() + 2);
+        let (before, after) = &client.forwarded;
+        let mut forwarded = String::with_capacity(before.len() + host_text.len() + 2 + after.len());
         // Quoted: a host with a port or brackets is no token (RFC 7239 section 4). A checked host has no quote in it.
-        let _ = write!(forwarded, "{}\"{host_text}\"", client.forwarded);
+        let _ = write!(forwarded, "{before}\"{host_text}\"{after}");
         if let Ok(value) = HeaderValue::try_from(forwarded) {
             headers.insert(header::FORWARDED, value);
         }
         headers.insert(X_FORWARDED_HOST, host);
     }
     headers.insert(X_FORWARDED_FOR, client.forwarded_for.clone());
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    headers.insert(X_REQUEST_ID, ids.next());
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme(client.is_secure)));
+    headers.insert(X_REQUEST_ID, client.id.clone().unwrap_or_else(|| ids.next()));
+}
+
+/// Tells the worker what of the path it does not see; after [`to_worker`].
+pub fn tell_prefix(headers: &mut HeaderMap, prefix: &str) {
+    let prefix = HeaderValue::try_from(prefix).expect("a checked path is a valid header value");
+    headers.insert(X_FORWARDED_PREFIX, prefix);
 }
 
 /// Turns a worker's headers into what the client gets. `upgrade`: the answer is a 101 that is passed on.
@@ -172,7 +219,7 @@ mod tests {
 
     fn sent(pairs: &[(&'static str, &'static str)], upgrade: bool) -> HeaderMap {
         let mut headers = map(pairs);
-        let client = Client::new("2001:db8::7".parse().unwrap());
+        let client = Client::new("2001:db8::7".parse().unwrap(), false);
         to_worker(&mut headers, &client, &RequestIds::new(1), upgrade);
         headers
     }

@@ -17,6 +17,42 @@ pub const BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// Probing of a silent peer, so that a client that vanished does not hold its tunnel for ever.
 pub const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
+/// Between warnings of connections that are refused for their PROXY header.
+pub const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
+/// A PROXY header must be complete within this.
+pub const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of a PROXY header of version 2 after its first sixteen: addresses, and what proxies add to them.
+pub const PROXY_HEADER_BYTES_MAX: usize = 4_096;
+/// Clients that one connection of a trusted proxy counts for at once; beyond it the one that came first is let go.
+pub const CLIENTS_OF_A_PROXY_MAX: usize = 64;
+/// A TLS handshake must be over within this, its wait for others included.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// TLS handshakes under way at once, over all listeners.
+pub const HANDSHAKES_MAX: usize = 4_096;
+/// For a client who came to a TLS port without TLS: how long, and how much, is read of its request after the answer.
+pub const LINGER: Duration = Duration::from_secs(2);
+pub const LINGER_BYTES_MAX: u64 = 256 * 1024;
+
+/// Streams of an HTTP/2 connection at once.
+pub const H2_STREAMS_MAX: u32 = 128;
+/// Streams that a client may have reset before homing has looked at them; beyond it the connection is closed (rapid reset,
+/// CVE-2023-44487).
+pub const H2_PENDING_RESETS_MAX: usize = 20;
+/// Streams of a connection that homing may have reset for the client's errors; beyond it the connection is closed.
+pub const H2_RESETS_MAX: usize = 256;
+/// What a client may send of a body, and of all bodies of its connection, before a worker has taken it.
+pub const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+pub const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// What of an answer waits for the client, per stream.
+pub const H2_SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// An HTTP/2 connection is asked whether its client is there this often, and given up when it does not say so in time.
+pub const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
+pub const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// An HTTP/2 connection on which nothing is asked for so long is ended, its open streams excepted.
+pub const H2_IDLE: Duration = Duration::from_secs(120);
+/// Between looks at a connection of which one or two bytes have come, where it may be HTTP/2.
+pub const PREFACE_PAUSE: Duration = Duration::from_millis(10);
+
 /// Establishing a connection to a worker.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Idle connections kept per worker.

@@ -1,85 +1,27 @@
-//! Listeners and the client connections on them: accepting, hyper's settings, and the end of all of it.
+//! Listeners: accepting, and the end of it.
 
-use std::collections::HashMap;
-use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{interval, sleep};
 
 use super::counters::Counter;
-use super::crowd::{self, InCrowd};
-use super::handle::handle;
-use super::headers::Client;
-use super::limits::{
-    ACCEPT_PAUSE, BUFFER_BYTES_MAX, CONNECTIONS_MAX, HEAD_BYTES_MAX, HEAD_READ_TIMEOUT, HEADERS_MAX, POOL_SWEEP,
-    TCP_KEEPALIVE,
-};
+use super::limits::{ACCEPT_PAUSE, CONNECTIONS_MAX, POOL_SWEEP};
+use super::serve::Settings;
+use super::welcome::{Arrival, welcome};
 use super::{Inner, Listener, Shutdown};
-
-/// What all requests and tunnels of a client connection share.
-pub struct Connection {
-    pub proxy: Arc<Inner>,
-    pub app: u32,
-    /// Its own among all.
-    pub number: u64,
-    pub client: Client,
-    /// The listener's side.
-    pub local: SocketAddr,
-    pub shutdown: watch::Receiver<Shutdown>,
-    /// Counts against [`CONNECTIONS_MAX`]; all of them back means that the listener is done.
-    _permit: OwnedSemaphorePermit,
-    _open: Open,
-    _in_crowd: Option<InCrowd>,
-}
-
-/// How many client connections each app has.
-#[derive(Default)]
-pub struct OpenConnections(Mutex<HashMap<u32, Arc<AtomicUsize>>>);
-
-impl OpenConnections {
-    pub fn of(&self, app: u32) -> usize {
-        self.gauge(app).load(Ordering::Relaxed)
-    }
-
-    fn gauge(&self, app: u32) -> Arc<AtomicUsize> {
-        // A panic cannot leave the map half-changed.
-        let mut gauges = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(gauges.entry(app).or_default())
-    }
-
-    /// Counts one more until the value is dropped.
-    fn open(&self, app: u32) -> Open {
-        let gauge = self.gauge(app);
-        gauge.fetch_add(1, Ordering::Relaxed);
-        Open(gauge)
-    }
-}
-
-struct Open(Arc<AtomicUsize>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 /// Serves a listener until it is shut down and its last connection and tunnel are gone.
 pub async fn serve(proxy: Arc<Inner>, listener: Listener, mut shutdown: watch::Receiver<Shutdown>) -> io::Result<()> {
-    let app = listener.app;
+    let address = listener.address;
     listener.socket.set_nonblocking(true)?;
     let socket = TcpListener::from_std(listener.socket)?;
-    let settings = settings();
+    let settings = Arc::new(Settings::new());
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut sweep = interval(POOL_SWEEP);
     let mut told = shutdown.clone();
@@ -92,10 +34,9 @@ pub async fn serve(proxy: Arc<Inner>, listener: Listener, mut shutdown: watch::R
         tokio::select! {
             (accepted, permit) = accepted => match accepted {
                 Ok((stream, peer)) => {
-                    let shutdown = shutdown.clone();
-                    if let Err(error) = start(&proxy, &settings, app, stream, peer, shutdown, permit) {
-                        tracing::debug!(%peer, %error, "the client went away at once");
-                    }
+                    proxy.counters.add(Counter::Connections);
+                    let arrival = Arrival { stream, peer, address, shutdown: shutdown.clone(), permit };
+                    tokio::spawn(welcome(Arc::clone(&proxy), Arc::clone(&settings), arrival));
                 }
                 Err(error) => refused_accept(&error).await,
             },
@@ -116,7 +57,7 @@ pub async fn serve(proxy: Arc<Inner>, listener: Listener, mut shutdown: watch::R
 }
 
 /// Completes when nothing new is wanted.
-async fn leaving(shutdown: &mut watch::Receiver<Shutdown>) {
+pub async fn leaving(shutdown: &mut watch::Receiver<Shutdown>) {
     // An error: whoever could tell us is gone, and so is the service.
     drop(shutdown.wait_for(|state| *state != Shutdown::Serving).await);
 }
@@ -124,124 +65,6 @@ async fn leaving(shutdown: &mut watch::Receiver<Shutdown>) {
 /// Completes when everything must end.
 pub async fn stopped(shutdown: &mut watch::Receiver<Shutdown>) {
     drop(shutdown.wait_for(|state| *state == Shutdown::Now).await);
-}
-
-fn settings() -> http1::Builder {
-    let mut settings = http1::Builder::new();
-    settings
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_READ_TIMEOUT)
-        .max_headers(HEADERS_MAX)
-        .max_header_size(HEAD_BYTES_MAX)
-        .max_buf_size(BUFFER_BYTES_MAX);
-    settings
-}
-
-fn start(
-    proxy: &Arc<Inner>,
-    settings: &http1::Builder,
-    app: u32,
-    stream: TcpStream,
-    peer: SocketAddr,
-    shutdown: watch::Receiver<Shutdown>,
-    permit: OwnedSemaphorePermit,
-) -> io::Result<()> {
-    proxy.counters.add(Counter::Connections);
-    stream.set_nodelay(true)?;
-    SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE))?;
-    // An IPv4 client of a dual-stack listener is an IPv4 client.
-    let address = peer.ip().to_canonical();
-    if let Some(route) = proxy.route(app)
-        && let Some(protect) = &route.protect
-        && let Some(refusal) = proxy.pace.refusal(&route, protect, address)
-    {
-        proxy.counters.add(refusal);
-        return Ok(());
-    }
-    let connection = Arc::new(Connection {
-        proxy: Arc::clone(proxy),
-        app,
-        number: proxy.next_connection.fetch_add(1, Ordering::Relaxed),
-        client: Client::new(address),
-        local: stream.local_addr()?,
-        shutdown: shutdown.clone(),
-        _permit: permit,
-        _open: proxy.connections.open(app),
-        _in_crowd: crowd::join(proxy, app, address),
-    });
-    let talk = Arc::new(Talk::default());
-    let told = Arc::clone(&talk);
-    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-        let (connection, talk) = (Arc::clone(&connection), Arc::clone(&told));
-        talk.begins(&request);
-        async move {
-            let response = handle(connection, request).await;
-            talk.is_asked.store(false, Ordering::Relaxed);
-            Ok::<_, Infallible>(response)
-        }
-    });
-    let served = settings.serve_connection(TokioIo::new(stream), service).with_upgrades();
-    tokio::spawn(run(Arc::clone(proxy), served, talk, shutdown));
-    Ok(())
-}
-
-/// How far a connection is.
-#[derive(Default)]
-struct Talk {
-    /// A request has come and is not answered yet.
-    is_asked: AtomicBool,
-    begun: Notify,
-}
-
-impl Talk {
-    fn begins(&self, request: &http::Request<hyper::body::Incoming>) {
-        // A connection that changes its protocol needs no end, and hyper would write `close` where `upgrade` must stand.
-        if !request.headers().contains_key(http::header::UPGRADE) {
-            self.is_asked.store(true, Ordering::Relaxed);
-            self.begun.notify_waiters();
-        }
-    }
-}
-
-async fn run<S>(
-    proxy: Arc<Inner>,
-    served: http1::UpgradeableConnection<TokioIo<TcpStream>, S>,
-    talk: Arc<Talk>,
-    mut shutdown: watch::Receiver<Shutdown>,
-) where
-    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = super::body::ResponseBody>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let mut served = pin!(served);
-    let mut ended = tokio::select! {
-        ended = served.as_mut() => Some(ended),
-        () = leaving(&mut shutdown) => None,
-    };
-    if ended.is_none() && !talk.is_asked.load(Ordering::Relaxed) {
-        // Not at once: hyper closes a connection that waits for a request, and that may be on its way. The next one is
-        // the last, or the connection ends as any that asks for nothing.
-        ended = tokio::select! {
-            biased;
-            () = talk.begun.notified() => None,
-            ended = served.as_mut() => Some(ended),
-            () = stopped(&mut shutdown) => None,
-        };
-    }
-    if ended.is_none() {
-        served.as_mut().graceful_shutdown();
-        ended = tokio::select! {
-            ended = served => Some(ended),
-            () = stopped(&mut shutdown) => None,
-        };
-    }
-    if let Some(Err(error)) = ended {
-        // hyper has answered a bad head itself: 400, 414 or 431.
-        if error.is_parse() {
-            proxy.counters.add(Counter::Requests);
-            proxy.counters.add(Counter::RefusedBadRequest);
-        }
-        tracing::debug!(%error, "client connection ended");
-    }
 }
 
 /// Why `accept` failed decides whether it pays to go on at once.

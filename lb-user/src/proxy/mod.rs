@@ -1,20 +1,27 @@
 //! The HTTP path: client → homing → worker, for what an address cannot decide and for as long as no worker is there.
 //!
-//! Layers, in the order in which a request meets them: `listen` → hyper → `check` → `headers` → `cookie` → `admit`
-//! → `place` (with `session` for who belongs where and `sessions` for what `learn` heard,
-//! `newcomers` for who has no cookie yet) → `upstream` or `tunnel` → `body`. `handle` strings them together, `answer`
+//! Layers, in the order in which a request meets them: `listen` → `welcome` (`proxied`, `handshake`) → `serve` (hyper) →
+//! `h2` → `check` → `trust` → `routing::Door` (host and path → app) → `headers` → `cookie` → `admit` → `place` (with `session` for who
+//! belongs where, `sessions` for what `learn` heard and `newcomers` for who has no cookie yet) → `upstream` or `tunnel` → `body`. `handle` strings them together, `answer`
 //! has the words for every refusal. What is not here: which workers exist (`control` publishes that in
 //! `crate::routing`) and how an address is placed (`lb_common::affinity`).
 
 mod admit;
 mod answer;
+#[cfg(test)]
+mod behind;
 mod body;
 mod check;
+mod connection;
 mod cookie;
 mod counters;
 mod crowd;
+#[cfg(test)]
+mod encrypted;
 mod guard;
+mod h2;
 mod handle;
+mod handshake;
 mod headers;
 mod keys;
 mod learn;
@@ -23,22 +30,32 @@ mod listen;
 mod newcomers;
 mod place;
 #[cfg(test)]
+mod multiplexed;
+mod proxied;
+#[cfg(test)]
 mod scenarios;
+mod serve;
 mod session;
 mod sessions;
 #[cfg(test)]
+mod sharing;
+mod stream;
+#[cfg(test)]
 mod testing;
+mod trust;
 mod tunnel;
 mod upstream;
+mod welcome;
 #[cfg(test)]
 mod wire;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use lb_common::abi::BackendId;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 pub use counters::{Counter, Counters};
 pub use keys::{CookieKeys, KEY_BYTES, KEY_FILE};
@@ -47,8 +64,8 @@ use crate::routing::RoutingHandle;
 
 /// A socket to serve, bound and listening.
 pub struct Listener {
-    /// The app that it leads to.
-    pub app: u32,
+    /// Its address as it is configured, under which the snapshot says what is behind it.
+    pub address: SocketAddr,
     pub socket: std::net::TcpListener,
 }
 
@@ -76,10 +93,13 @@ struct Inner {
     ids: headers::RequestIds,
     holding: admit::Holding,
     /// Open client connections by app.
-    connections: listen::OpenConnections,
+    connections: connection::OpenConnections,
     /// The same by client, where that matters.
     crowds: crowd::Crowds,
     pace: guard::Pace,
+    complaints: welcome::Complaints,
+    /// One for each TLS handshake that may be under way.
+    handshakes: Semaphore,
     assigning: place::Assigning,
     fingerprints: newcomers::Fingerprints,
     /// The number of the next client connection.
@@ -100,9 +120,11 @@ impl Proxy {
             sessions: Arc::default(),
             ids,
             holding: admit::Holding::default(),
-            connections: listen::OpenConnections::default(),
+            connections: connection::OpenConnections::default(),
             crowds: crowd::Crowds::default(),
             pace: guard::Pace::default(),
+            complaints: welcome::Complaints::default(),
+            handshakes: Semaphore::new(limits::HANDSHAKES_MAX),
             assigning: place::Assigning::default(),
             fingerprints: newcomers::Fingerprints::default(),
             next_connection: AtomicU64::new(0),

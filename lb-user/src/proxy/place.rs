@@ -23,6 +23,8 @@ use crate::routing::{AppRoute, WorkerRoute};
 pub struct Visitor {
     pub app: u32,
     pub address: IpAddr,
+    /// It came by TLS.
+    pub is_secure: bool,
     /// Its connection's number.
     pub connection: u64,
     pub presented: Presented,
@@ -176,7 +178,7 @@ impl Inner {
     ) -> Option<Place> {
         let incarnation = visitor.presented.incarnation();
         let cookie =
-            |worker: &WorkerRoute| cookie::set(&self.keys, &route.cookie, &route.name, worker.incarnation, headers);
+            |worker: &WorkerRoute| cookie::set(&self.keys, &route.cookie, visitor.is_secure, &route.name, worker.incarnation, headers);
         // A known user of a live worker moves nothing and needs no lock.
         if let Some(Pick::Kept(worker)) = incarnation.and_then(|_| session::pick(&route.workers, incarnation, None)) {
             let is_aging = matches!(visitor.presented, Presented::Aging(_));

@@ -27,8 +27,10 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use super::{CookieKeys, Counter, Listener, Proxy, Shutdown};
 use crate::address::Address;
 use crate::bindings::MemoryBindings;
-use crate::config::Affinity;
-use crate::routing::{AppRoute, Notice, RoutingHandle, Snapshot, WorkerRoute};
+use crate::config::{Affinity, Route};
+use crate::routing::{AppRoute, Door, Notice, RoutingHandle, Snapshot, WorkerRoute};
+use crate::tls::testing::{Files, Pair};
+use crate::tls::{self, Certificate, Tickets};
 
 /// Whatever a test waits for happens at once, or not at all.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -199,24 +201,56 @@ pub struct World {
     snapshots: watch::Sender<Arc<Snapshot>>,
 }
 
+/// One app on a listener of its own.
 pub async fn world(route: AppRoute) -> World {
-    let (snapshots, receiver) = watch::channel(Arc::new(Snapshot { apps: [(0, Arc::new(route))].into() }));
+    world_of(&[Route::default()], vec![route]).await
+}
+
+/// Apps on one listener, each with its route there.
+pub async fn world_of(routes: &[Route], apps: Vec<AppRoute>) -> World {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let (snapshots, receiver) = watch::channel(Arc::new(picture(address, routes, apps)));
     let (sender, notices) = mpsc::channel(64);
     let notices = Mutex::new(notices);
     let bindings = Arc::new(MemoryBindings::new());
     let routing = RoutingHandle { snapshots: receiver, notices: sender, bindings: bindings.clone() };
     let proxy = Proxy::new(routing, CookieKeys::new([7; 32], None));
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = socket.local_addr().unwrap();
     let (shutdown, told) = watch::channel(Shutdown::Serving);
-    let served = tokio::spawn(proxy.clone().serve(Listener { app: 0, socket }, told));
+    let served = tokio::spawn(proxy.clone().serve(Listener { address, socket }, told));
     World { proxy, address, notices, shutdown, bindings, served, snapshots }
+}
+
+fn picture(address: SocketAddr, routes: &[Route], apps: Vec<AppRoute>) -> Snapshot {
+    let door = Door::new(apps.iter().map(|app| app.app).zip(routes), true);
+    let apps = apps.into_iter().map(|app| (app.app, Arc::new(app))).collect();
+    Snapshot { apps, doors: Arc::new([(address, Arc::new(door))].into()), ..Snapshot::default() }
 }
 
 impl World {
     /// What control publishes next.
     pub fn publish(&self, route: AppRoute) {
-        self.snapshots.send_replace(Arc::new(Snapshot { apps: [(0, Arc::new(route))].into() }));
+        self.publish_all(&[Route::default()], vec![route]);
+    }
+
+    pub fn publish_all(&self, routes: &[Route], apps: Vec<AppRoute>) {
+        self.snapshots.send_replace(Arc::new(picture(self.address, routes, apps)));
+    }
+
+    /// From now on clients come by TLS, to these certificates.
+    pub fn encrypt(&self, routes: &[Route], apps: Vec<AppRoute>, pairs: &[&Pair], tickets: &Tickets) {
+        let load = |pair: &&Pair| Arc::new(Certificate::load(&Files::new(pair).tls()).unwrap());
+        let tls = tls::server(&pairs.iter().map(load).collect::<Vec<_>>(), tickets);
+        let door = Door::new(apps.iter().map(|app| app.app).zip(routes), true).with_tls(Some(tls));
+        self.publish_door(door, apps, &[]);
+    }
+
+    /// This door, and these proxies trusted.
+    pub fn publish_door(&self, door: Door, apps: Vec<AppRoute>, trusted: &[&str]) {
+        let apps = apps.into_iter().map(|app| (app.app, Arc::new(app))).collect();
+        let trusted = trusted.iter().map(|net| net.parse().unwrap()).collect();
+        let doors = Arc::new([(self.address, Arc::new(door))].into());
+        self.snapshots.send_replace(Arc::new(Snapshot { apps, doors, trusted }));
     }
 
     pub fn count(&self, counter: Counter) -> u64 {

@@ -13,14 +13,14 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use lb_common::abi::BackendId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::connection::Connection;
 use super::counters::{Counter, Counters};
 use super::learn::{Heard, Learner};
 use super::limits::{HANDOFF_TIMEOUT, TUNNEL_CHUNK_BYTES, TUNNEL_HALF_CLOSED, TUNNEL_REBIND};
-use super::listen::Connection;
 use super::place::Place;
+use super::stream::ClientStream;
 use crate::address::Stream;
 
 /// Open tunnels per backend. hyper forgets a connection once it is upgraded; draining must not.
@@ -79,9 +79,10 @@ pub async fn run(connection: Arc<Connection>, app: u32, place: Place, client: On
         Ok(Err(error)) => return tracing::debug!(%error, "tunnel not opened: an end went away"),
         Err(_) => return tracing::debug!("tunnel not opened: the 101 was not taken in time"),
     };
-    let (Ok((mut client, to_worker)), Ok((mut worker, to_client))) =
-        (under::<TcpStream>(client), under::<Stream>(worker))
-    else {
+    // A stream of an HTTP/2 connection has no socket of its own.
+    let (mut client, to_worker) = under::<ClientStream>(client)
+        .unwrap_or_else(|stream| (ClientStream::Multiplexed(TokioIo::new(stream)), Bytes::new()));
+    let Ok((mut worker, to_client)) = under::<Stream>(worker) else {
         return tracing::error!("tunnel not opened: an upgraded connection is not the stream it was");
     };
     let backend = route.backend;

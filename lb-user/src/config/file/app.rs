@@ -15,13 +15,18 @@ use super::isolation;
 use super::listen::{self, Taken};
 use super::protect;
 use super::reader::{Given, Table, shown};
+use super::route;
+use super::tls;
 use super::value;
-use crate::config::{Affinity, App, Client, Health, Timeouts, Workers};
+use crate::config::{Affinity, App, Client, Health, Homing, Timeouts, Workers};
 
 const KNOWN: &[&str] = &[
     "name",
     "listen",
     "listen_udp",
+    "hosts",
+    "path",
+    "strip_path",
     "affinity",
     "command",
     "backends",
@@ -39,6 +44,9 @@ const KNOWN: &[&str] = &[
     "health",
     "client",
     "protect",
+    "tls",
+    "proxy_protocol",
+    "h2c",
     "cookie",
 ];
 
@@ -69,14 +77,19 @@ pub(super) struct Apps<'b> {
     base: &'b Path,
     /// Absent where it is given and wrong.
     run_dir: Option<PathBuf>,
+    /// Nobody's address may be believed.
+    trusts_nobody: bool,
     apps: Vec<App>,
     names: Vec<String>,
     taken: Vec<Taken>,
 }
 
 impl<'b> Apps<'b> {
-    pub(super) fn new(base: &'b Path, run_dir: Option<PathBuf>) -> Self {
-        Apps { base, run_dir, apps: Vec::new(), names: Vec::new(), taken: Vec::new() }
+    /// `homing`: absent where something in it is wrong.
+    pub(super) fn new(base: &'b Path, homing: Option<&Homing>) -> Self {
+        let run_dir = homing.map(|homing| homing.run_dir.clone());
+        let trusts_nobody = homing.is_some_and(|homing| homing.trusted_proxies.is_empty());
+        Apps { base, run_dir, trusts_nobody, apps: Vec::new(), names: Vec::new(), taken: Vec::new() }
     }
 
     pub(super) fn finish(self) -> Vec<App> {
@@ -88,16 +101,21 @@ impl<'b> Apps<'b> {
         table.know(KNOWN, &[]);
         let name = self.name(table);
         let listen = self.listen(table, &name);
+        let route = route::route(table);
         let listen_udp = listen_udp(table);
         let directory = directory(table, self.base);
         let env = table.table("env").map(|table| command::env(&table)).unwrap_or_default();
         let command = command::command(table, directory.as_deref(), &env);
         let affinity = affinity(table);
         let workers = table.table("workers").map_or(DEFAULT_WORKERS, |table| workers(&table));
-        let app = App {
+        let mut app = App {
             backends: backends::backends(table, &listen, &listen_udp, affinity),
-            listen,
+            listen: listen.iter().map(|given| given.value).collect(),
             listen_udp,
+            shares: false,
+            tls: tls::tls(table, self.base),
+            proxy_protocol: self.proxy_protocol(table),
+            h2c: tls::h2c(table),
             affinity,
             workers: if table.has("command") { workers } else { Workers { min: 0, max: 0, ..workers } },
             command,
@@ -110,11 +128,45 @@ impl<'b> Apps<'b> {
             health: health(table),
             client: table.table("client").map_or(DEFAULT_CLIENT, |table| client(&table)),
             protect: protect::protect(table),
-            cookie: cookie::cookie(table),
+            cookie: cookie::cookie(table, &route.path),
+            route,
             name,
         };
         entrance::check(table, &app, self.run_dir.as_deref());
+        app.shares = self.share(table, &app, &listen);
+        tls::check(table, &app);
+        route::check(table, &app, &self.taken);
         self.apps.push(app);
+    }
+
+    /// Whether another app is on one of these addresses, too; complains where nothing tells the two apart.
+    fn share(&mut self, table: &Table<'_>, app: &App, listen: &[Given<SocketAddr>]) -> bool {
+        let mut shares = false;
+        for Given { value: address, span } in listen {
+            for other in self.apps.iter_mut().filter(|other| other.listen.contains(address)) {
+                let (tls, at) = (table.has("tls"), address.to_string());
+                let mixed = tls::conflict(app, other, &at).filter(|_| tls == app.tls.is_some());
+                let mixed = mixed.or_else(|| route::mixed_flags(app, other, &at));
+                if let Some(message) = route::conflict(app, other, &at).or(mixed) {
+                    table.wrong(span.clone(), message);
+                }
+                other.shares = true;
+                shares = true;
+                route::check(table, other, &self.taken);
+            }
+        }
+        shares
+    }
+
+    fn proxy_protocol(&self, table: &Table<'_>) -> bool {
+        let given = table.flag("proxy_protocol").filter(|given| given.value);
+        if let Some(Given { span, .. }) = given.as_ref().filter(|_| self.trusts_nobody) {
+            table.wrong(
+                span.clone(),
+                "`proxy_protocol` is for trusted proxies, and there are none; add homing.trusted_proxies, or remove it",
+            );
+        }
+        given.is_some()
     }
 
     fn name(&mut self, table: &Table<'_>) -> String {
@@ -129,7 +181,7 @@ impl<'b> Apps<'b> {
         name
     }
 
-    fn listen(&mut self, table: &Table<'_>, app: &str) -> Vec<SocketAddr> {
+    fn listen(&mut self, table: &Table<'_>, app: &str) -> Vec<Given<SocketAddr>> {
         const EXAMPLE: &str = "[\"0.0.0.0:8080\"]";
         if !table.has("listen") {
             table.absent(format!("[[app]] has no `listen`; add the addresses for clients, such as listen = {EXAMPLE}"));
@@ -145,10 +197,10 @@ impl<'b> Apps<'b> {
             };
             let new = Taken { address, app: app.to_owned() };
             if let Some(message) = listen::conflict(&new, &self.taken) {
-                table.wrong(span, message);
+                table.wrong(span.clone(), message);
             }
             self.taken.push(new);
-            addresses.push(address);
+            addresses.push(Given { value: address, span });
         }
         addresses
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use toml::de::DeValue;
 
-use super::reader::{Table, kind};
+use super::reader::{Given, Table, kind};
 use super::value;
 use crate::config::{Affinity, Backend, Forward};
 
@@ -17,11 +17,12 @@ const FORWARDS: &[(&str, Forward)] =
 /// Reads the list; `listen`, `listen_udp` and `affinity` are the app's.
 pub(super) fn backends(
     app: &Table<'_>,
-    listen: &[SocketAddr],
+    listen: &[Given<SocketAddr>],
     listen_udp: &[SocketAddr],
     affinity: Affinity,
 ) -> Vec<Backend> {
-    let backends = list(app, &[listen, listen_udp].concat(), affinity);
+    let addresses: Vec<SocketAddr> = listen.iter().map(|given| given.value).chain(listen_udp.iter().copied()).collect();
+    let backends = list(app, &addresses, affinity);
     let answer_directly = !backends.is_empty() && backends.iter().all(|backend| backend.forward != Forward::Http);
     if let Some(value) = app.value("listen_udp").filter(|_| !answer_directly || app.has("command")) {
         app.wrong(

@@ -10,8 +10,9 @@ const MAX_AGE_MIN: Duration = Duration::from_secs(1);
 /// Browsers keep none longer (RFC 6265bis section 5.5).
 const MAX_AGE_MAX: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 
-pub(super) fn cookie(app: &Table<'_>) -> Cookie {
-    let default = Cookie::default();
+/// `path`: the app's.
+pub(super) fn cookie(app: &Table<'_>, path: &str) -> Cookie {
+    let default = Cookie { path: path.to_owned(), ..Cookie::default() };
     let Some(table) = app.table("cookie") else { return default };
     table.know(&["name", "secure", "same_site", "max_age", "partitioned"], &[]);
     let secure = table.parsed("secure", |text| {
@@ -50,7 +51,14 @@ pub(super) fn cookie(app: &Table<'_>) -> Cookie {
             ),
         );
     }
+    if let (Some("__Host-"), Some(name), true) = (prefix, &name, path != "/") {
+        table.wrong(
+            name.span.clone(),
+            format!("browsers keep a cookie named `__Host-…` only with the path `/`, not `{path}`; rename it"),
+        );
+    }
     Cookie {
+        path: default.path,
         name: name.map_or(default.name, |given| given.value),
         secure,
         same_site: same_site.map_or(default.same_site, |given| given.value),

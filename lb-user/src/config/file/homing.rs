@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::NOT_YET_HOMING;
 use super::output;
+use super::protect;
 use super::reader::{Table, shown};
 use super::value;
 use crate::config::{Cgroups, Homing, KernelPath};
@@ -24,6 +25,7 @@ const KNOWN: &[&str] = &[
     "cgroups",
     "kernel_path",
     "interfaces",
+    "trusted_proxies",
     "bindings",
     "starts_at_once",
 ];
@@ -57,6 +59,7 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
     let pin_dir = path("pin_dir", "/sys/fs/bpf/homing");
     let cgroups = table.and_then(|table| table.parsed("cgroups", cgroups));
     let interfaces = table.map(interfaces).unwrap_or_default();
+    let trusted = table.map(|table| protect::prefixes(table, "trusted_proxies")).unwrap_or_default();
     let bindings = table.and_then(|table| table.number("bindings", BINDINGS_MIN, BINDINGS_MAX));
     let starts = table.and_then(|table| table.number("starts_at_once", 1, STARTS_MAX));
     let output = table.map_or(output::DEFAULT, output::limits);
@@ -69,6 +72,7 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
         cgroups: cgroups.map_or(Cgroups::Preferred, |given| given.value),
         kernel_path: kernel_path?,
         interfaces,
+        trusted_proxies: trusted.into_iter().map(|given| given.value).collect(),
         output,
         bindings: bindings.map_or(DEFAULT_BINDINGS, |given| given.value),
         starts_at_once: starts.map_or_else(default_starts, |given| given.value),

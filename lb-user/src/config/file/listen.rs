@@ -45,9 +45,10 @@ pub(super) struct Taken {
     pub(super) app: String,
 }
 
-/// Why `new` cannot be bound beside those, if so.
+/// Why `new` cannot be bound beside those, if so. Apps may share an address.
 pub(super) fn conflict(new: &Taken, taken: &[Taken]) -> Option<String> {
-    let other = taken.iter().find(|other| overlaps(new.address, other.address))?;
+    let are_shared = |other: &Taken| other.address == new.address && other.app != new.app;
+    let other = taken.iter().find(|other| overlaps(new.address, other.address) && !are_shared(other))?;
     let whose = if other.app == new.app { "of this app".to_owned() } else { format!("of app `{}`", other.app) };
     if new.address == other.address {
         return Some(format!("`{}` is already an address {whose}; choose another", new.address));

@@ -157,6 +157,11 @@ const WRONG: &[(&str, &str)] = &[
         "cookie.name = \"__Host-x\"",
         "5:15: browsers keep a cookie named `__Host-…` only when it is secure; add secure = \"always\", or rename it",
     ),
+    (
+        "proxy_protocol = true",
+        "5:18: `proxy_protocol` is for trusted proxies, and there are none; add homing.trusted_proxies, or remove it",
+    ),
+    ("tls = true", "5:7: `tls` must be a table, not true or false"),
     ("cookie.secure = true", "5:17: `secure` must be a string in quotes, not true or false"),
     ("cookie.same_site = \"no\"", "5:20: `same_site` must be \"strict\", \"lax\" or \"none\", not `no`"),
     (
@@ -179,7 +184,47 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "[[app]]\nname = \"b\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]",
-        "7:11: `127.0.0.1:8080` is already an address of app `sales`; choose another",
+        "7:11: `127.0.0.1:8080` is already an address of app `sales`; choose another, or tell the apps apart by `hosts` or `path`",
+    ),
+    (
+        "path = \"/a\"\n[[app]]\nname = \"b\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\npath = \"/a/\"",
+        "8:11: apps `sales` and `b` both take any host with path `/a` on `127.0.0.1:8080`; change `hosts` or `path` of one",
+    ),
+    (
+        "hosts = [\"a\", \"b\"]\n[[app]]\nname = \"b\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\nhosts = [\"B.\"]",
+        "8:11: apps `sales` and `b` both take host `b` with path `/` on `127.0.0.1:8080`; change `hosts` or `path` of one",
+    ),
+    (
+        "backends = [{ address = \"10.0.0.1:8080\", forward = \"l2\" }]\n[[app]]\nname = \"b\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\nhosts = [\"b\"]",
+        "10:9: only the HTTP path tells requests apart (`b` is on 127.0.0.1:8080, too), and app `sales` has backends that are sent packets; use forward = \"http\" for them, or an address of its own without `hosts` and `path`",
+    ),
+    (
+        "backends = [{ address = \"10.0.0.1:8080\", forward = \"l2\" }]\npath = \"/a\"",
+        "6:8: only the HTTP path tells requests apart, and app `sales` has backends that are sent packets; use forward = \"http\" for them, or an address of its own without `hosts` and `path`",
+    ),
+    ("hosts = [\"https://a\"]", "5:10: `https://a` must be a host's name alone, without scheme, port and path"),
+    ("hosts = [\"a:80\"]", "5:10: `a:80` must be a host's name alone, without scheme, port and path"),
+    (
+        "hosts = [\"*\"]",
+        "5:10: `*` may have its `*` as the first label only, as in `*.example.org`; for any host give no `hosts`",
+    ),
+    ("hosts = [\"a..b\"]", "5:10: `a..b` must be a host's name, such as `sales.example.org` or `*.example.org`"),
+    ("hosts = [\"[::g]\"]", "5:10: `[::g]` has no IPv6 address in its brackets"),
+    ("hosts = [\"bücher.example\"]", "5:10: `bücher.example` must be written as browsers send it, in Punycode: xn--…"),
+    ("hosts = [\"a\", \"A\"]", "5:15: `a` is given twice; remove one"),
+    (
+        "path = \"sales\"",
+        "5:8: `path` must be \"/\" and segments of letters, digits and -._~, such as \"/sales\", not `sales`",
+    ),
+    (
+        "path = \"/a%20b\"",
+        "5:8: `path` must be \"/\" and segments of letters, digits and -._~, such as \"/sales\", not `/a%20b`",
+    ),
+    ("path = \"/a/../b\"", "5:8: `path` must have no empty segment and none of dots, as `/a/../b` does"),
+    ("strip_path = false", "5:14: `strip_path` is of no use without a `path`; add one, or remove it"),
+    (
+        "path = \"/a\"\ncookie = { name = \"__Host-x\", secure = \"always\" }",
+        "6:19: browsers keep a cookie named `__Host-…` only with the path `/`, not `/a`; rename it",
     ),
     // Files that are no TOML.
     ("user = root", "5:8: not valid TOML: string values must be quoted, expected literal string"),

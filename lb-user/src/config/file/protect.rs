@@ -30,7 +30,8 @@ pub(super) fn protect(app: &Table<'_>) -> Protect {
     }
 }
 
-fn prefixes(table: &Table<'_>, key: &str) -> Vec<Given<IpNet>> {
+/// Those that are right; of the others it is said what is wrong.
+pub(super) fn prefixes(table: &Table<'_>, key: &str) -> Vec<Given<IpNet>> {
     let mut prefixes = Vec::new();
     for Given { value: text, span } in table.strings(key, "[\"192.0.2.0/24\", \"2001:db8::/32\"]").unwrap_or_default() {
         match prefix(text) {

@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::isolation::{self, StopSignal};
 use crate::config::{
-    Affinity, App, Cgroups, Client, Cookie, Health, Isolation, KernelPath, ListensOn, Protect, Rate, SameSite, Secure,
-    Timeouts, Workers,
+    Affinity, App, Cgroups, Client, Cookie, Health, Host, HttpOnly, Isolation, KernelPath, ListensOn, Protect, Rate,
+    Route, SameSite, Secure, Timeouts, Workers,
 };
 use crate::output::Limits;
 
@@ -42,6 +42,11 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
             name: "sales".to_owned(),
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
             listen_udp: vec![],
+            route: Route::default(),
+            shares: false,
+            tls: None,
+            proxy_protocol: false,
+            h2c: false,
             affinity: Affinity::Auto,
             command: vec!["sh".to_owned()],
             listens_on: ListensOn::Port,
@@ -90,6 +95,7 @@ fn every_key_is_read() {
         cgroups = "off"
         kernel_path = "required"
         interfaces = ["eth0", "lo"]
+        trusted_proxies = ["10.0.0.0/8", "fd00::1"]
         bindings = 1_000_000
         starts_at_once = 3
         [[app]]
@@ -126,6 +132,7 @@ fn every_key_is_read() {
     assert_eq!(config.homing.kernel_path, KernelPath::Required);
     assert_eq!(config.homing.interfaces, ["eth0", "lo"]);
     assert_eq!(config.homing.bindings, 1_000_000);
+    assert_eq!(config.homing.trusted_proxies, ["10.0.0.0/8", "fd00::1/128"].map(|net| net.parse().expect("a prefix")));
     let app = &config.apps[0];
     assert_eq!((app.name.as_str(), app.listen.len(), app.affinity), ("a-1_b", 2, Affinity::Cookie));
     assert_eq!((app.directory.as_path(), app.user.as_deref()), (Path::new("/etc"), Some("root")));
@@ -161,12 +168,40 @@ fn every_key_is_read() {
     let cookie = Cookie {
         name: "__Host-id".to_owned(),
         secure: Secure::Always,
+        path: "/".to_owned(),
         same_site: SameSite::None,
         max_age: Some(Duration::from_secs(30 * 24 * 60 * 60)),
         partitioned: true,
     };
     assert_eq!(app.cookie, cookie);
     assert_eq!(config.apps[1].name, "b");
+}
+
+#[test]
+fn apps_share_an_address_where_hosts_or_paths_tell_them_apart() {
+    let other =
+        |lines: &str| format!("[[app]]\nname = \"b\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\n{lines}\n");
+    for (first, second) in [
+        ("", "hosts = [\"b.example.org\"]"),
+        ("", "path = \"/b\""),
+        ("path = \"/a\"", "path = \"/a/b\""),
+        ("hosts = [\"a.example.org\"]", "hosts = [\"*.example.org\"]"),
+        ("hosts = [\"a\", \"b\"]", "hosts = [\"b\"]\npath = \"/b\""),
+    ] {
+        let config = accepted(&format!("{APP}{first}\n{}", other(second)));
+        for app in &config.apps {
+            assert_eq!(app.http_only(), Some(HttpOnly::App), "{first} {second}");
+            assert!(!app.has_kernel_path());
+        }
+    }
+    let config = accepted(&format!(
+        "{APP}hosts = [\"A.example.org.\", \"*.B\", \"[0::1]\"]\npath = \"/x/y/\"\nstrip_path = false"
+    ));
+    let app = &config.apps[0];
+    let hosts = ["a.example.org", "[::1]"].map(|name| Host::Exact(name.to_owned()));
+    let hosts = [hosts[0].clone(), Host::Below("b".to_owned()), hosts[1].clone()].to_vec();
+    assert_eq!(app.route, Route { hosts, path: "/x/y".to_owned(), strip_path: false });
+    assert_eq!((app.cookie.path.as_str(), app.http_only()), ("/x/y", Some(HttpOnly::Host)));
 }
 
 #[test]
