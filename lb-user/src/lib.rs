@@ -8,6 +8,7 @@ pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod demo;
+mod introduction;
 pub mod output;
 pub mod proxy;
 pub mod routing;

@@ -18,7 +18,7 @@ use lb_common::affinity::{self, Choice, Tables};
 use tokio::sync::{mpsc, watch};
 
 use crate::address::Address;
-use crate::config::{Affinity, Cookie, Protect};
+use crate::config::{Affinity, Cookie, Protect, SendProxy};
 
 pub use door::{Door, Found, Lost};
 
@@ -47,6 +47,8 @@ pub struct AppRoute {
     pub cookie: Arc<Cookie>,
     /// Who is refused, if anybody is; where [`Door::guards`] is not set the kernel does it.
     pub protect: Option<Arc<Protect>>,
+    /// Connections to its workers begin with a PROXY header.
+    pub send_proxy: Option<SendProxy>,
     /// A request is held this long for a worker, at most.
     pub hold: Duration,
     /// Prefixes, seed and timeouts as the datapath has them.

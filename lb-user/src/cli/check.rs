@@ -139,6 +139,7 @@ fn path_of(app: &App, kernel_path: KernelPath, missing: Option<&str>) -> (&'stat
             HttpOnly::Tls => "`tls`: homing ends it",
             HttpOnly::ProxyProtocol => "`proxy_protocol`: the kernel would see the proxy's address, not the client's",
             HttpOnly::H2c => "`h2c`: homing speaks HTTP/2 with clients and HTTP/1.1 with workers",
+            HttpOnly::SendProxy => "`send_proxy_protocol`: homing tells workers whom they serve",
             HttpOnly::App => "other apps share an address with it: only a request says whose it is",
             HttpOnly::Host => "`hosts`: only a request says which host it is for",
             HttpOnly::Path => "`path`: only a request says what it is for",

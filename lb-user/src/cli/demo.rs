@@ -119,6 +119,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
         tls: None,
         proxy_protocol: false,
         h2c: false,
+        send_proxy: None,
         affinity,
         command: ["demo-worker", "--port", "{port}"]
             .iter()

@@ -82,6 +82,8 @@ pub struct App {
     pub proxy_protocol: bool,
     /// Clients may speak HTTP/2 without TLS, if they know beforehand.
     pub h2c: bool,
+    /// Connections to its workers begin with whom they are for.
+    pub send_proxy: Option<SendProxy>,
     /// Another app listens on one of its addresses, too.
     pub shares: bool,
     /// Further addresses, for datagrams; only with backends that all answer directly.
@@ -157,6 +159,8 @@ impl App {
             Some(HttpOnly::ProxyProtocol)
         } else if self.h2c {
             Some(HttpOnly::H2c)
+        } else if self.send_proxy.is_some() {
+            Some(HttpOnly::SendProxy)
         } else if self.shares {
             Some(HttpOnly::App)
         } else if !self.route.hosts.is_empty() {
@@ -187,6 +191,15 @@ impl App {
     }
 }
 
+/// A version of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendProxy {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
+}
+
 /// Files in PEM.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Tls {
@@ -203,6 +216,8 @@ pub enum HttpOnly {
     ProxyProtocol,
     /// Speak HTTP/2 without TLS.
     H2c,
+    /// Tell workers by the PROXY protocol whom they serve.
+    SendProxy,
     /// Which of the apps on the address it is for.
     App,
     /// Whether it is for one of the app's hosts.

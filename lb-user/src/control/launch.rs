@@ -19,7 +19,7 @@ use super::listeners::Look;
 use super::persist::SavedWorker;
 use super::readiness::{self, Waiting};
 use crate::address::Address;
-use crate::config::{self, ListensOn};
+use crate::config::{self, ListensOn, SendProxy};
 use crate::datapath::Listener;
 use crate::output::{self, stream::Place};
 use crate::routing::Load;
@@ -214,14 +214,14 @@ impl Launcher {
             process: Arc::clone(&process),
             address: address.clone(),
             proof: match app.listens_on {
-                ListensOn::Passed => Proof::of_passed(&app.health),
-                ListensOn::Port | ListensOn::Socket => Proof::of(&app.health),
+                ListensOn::Passed => Proof::of_passed(&app.health, app.send_proxy),
+                ListensOn::Port | ListensOn::Socket => Proof::of(&app.health, app.send_proxy),
             },
             find_listeners: self.find_listeners,
         };
         let watchers = [
             self.watch_exit(backend, Arc::clone(&process), address.clone(), watch, asked.clone(), worker),
-            self.watch_readiness(waiting, app.health.clone()),
+            self.watch_readiness(waiting, app),
         ];
         let started_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Ok(Running {
@@ -268,7 +268,7 @@ impl Launcher {
             since: saved.output_since,
         };
         let exit = self.watch_exit(backend, Arc::clone(&process), address.clone(), watch, asked.clone(), worker);
-        let health = watch_health(self.messages(), backend, address.clone(), app.health.clone());
+        let health = watch_health(self.messages(), backend, address.clone(), app.health.clone(), app.send_proxy);
         let health = tokio::spawn(health).abort_handle();
         Some(Running {
             process,
@@ -330,13 +330,14 @@ impl Launcher {
         watcher.abort_handle()
     }
 
-    fn watch_readiness(&self, waiting: Waiting, health: config::Health) -> AbortHandle {
+    fn watch_readiness(&self, waiting: Waiting, app: &config::App) -> AbortHandle {
+        let (health, send_proxy) = (app.health.clone(), app.send_proxy);
         let messages = self.messages.clone();
         let watcher = tokio::spawn(async move {
             let backend = waiting.backend;
             // Control's own deadline ends this task.
             if let Some(address) = waiting.watch(messages.clone()).await {
-                watch_health(messages, backend, address, health).await;
+                watch_health(messages, backend, address, health, send_proxy).await;
             }
         });
         watcher.abort_handle()
@@ -345,11 +346,17 @@ impl Launcher {
 
 /// Says when a worker that is ready does not answer any more, and when it does again. Without a path to ask for there is
 /// nothing to learn: the kernel takes connections for a worker that hangs.
-async fn watch_health(messages: mpsc::Sender<Message>, backend: BackendId, address: Address, health: config::Health) {
+async fn watch_health(
+    messages: mpsc::Sender<Message>,
+    backend: BackendId,
+    address: Address,
+    health: config::Health,
+    send_proxy: Option<SendProxy>,
+) {
     if health.path.is_none() {
         return;
     }
-    let proof = Proof::of(&health);
+    let proof = Proof::of(&health, send_proxy);
     let mut failures = 0;
     loop {
         tokio::time::sleep(health.interval).await;

@@ -102,7 +102,9 @@ impl Waiting {
         }
         let named: Vec<String> = elsewhere.iter().take(NAMED_MAX).map(ToString::to_string).collect();
         let given = match (&self.address, &self.proof) {
-            (Address::Tcp(given), Proof::Connection | Proof::Get(_)) => given.port().to_string(),
+            (Address::Tcp(given), Proof::Connection | Proof::Get(_) | Proof::GetIntroduced(..)) => {
+                given.port().to_string()
+            }
             (given, _) => given.to_string(),
         };
         format!("listens on {}, was given {given}", named.join(", "))

@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 use super::launch::Message;
 use super::state;
 use crate::address::Address;
-use crate::config::{self, Forward};
+use crate::config::{self, Forward, SendProxy};
 use crate::datapath;
 use crate::routing::Load;
 use crate::worker::probe::{self, Proof};
@@ -51,11 +51,12 @@ impl Remote {
     pub(super) fn watch(
         config: &config::Backend,
         health: &config::Health,
+        send_proxy: Option<SendProxy>,
         backend: BackendId,
         messages: mpsc::Sender<Message>,
     ) -> Self {
         let address = config.address;
-        let (asked, proof) = (Address::from(address), Proof::of(health));
+        let (asked, proof) = (Address::from(address), Proof::of(health, send_proxy));
         let watcher = tokio::spawn(async move {
             loop {
                 let (message, pause) = match probe::ready(&asked, &proof, PATIENCE).await {

@@ -363,10 +363,10 @@ impl Runner {
                 }
             }
             Effect::Watch { app, number, backend } => {
-                let App { backends, health, .. } = &self.config.apps[app];
+                let &App { ref backends, ref health, send_proxy, .. } = &self.config.apps[app];
                 let Kind::Remote(wanted) = &self.state.apps[app].worker(number)?.kind else { return None };
                 let remote = backends.iter().find(|backend| remotes::member(backend).name == wanted.name)?;
-                let remote = Remote::watch(remote, health, backend, self.launcher.messages());
+                let remote = Remote::watch(remote, health, send_proxy, backend, self.launcher.messages());
                 self.remotes.insert(backend, remote);
             }
             Effect::Unwatch { backend } => drop(self.remotes.remove(&backend)),

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 use super::Counter;
 use super::testing::*;
-use crate::config::{Affinity, Protect, Route};
+use crate::config::{Affinity, Protect, Route, SendProxy};
 use crate::routing::{AppRoute, Bindings, Door};
 
 const TRUSTED: &[&str] = &["127.0.0.0/8", "10.0.0.0/8"];
@@ -115,4 +116,52 @@ async fn a_proxy_header_that_does_not_come_is_not_waited_for_long() {
     stream.write_all(b"PROXY TCP4 192.0.2.7").await.unwrap();
     assert_eq!(stream.read(&mut [0; 16]).await.unwrap_or(0), 0);
     assert_eq!(world.count(Counter::ProxyRefused), 1);
+}
+
+#[tokio::test]
+async fn workers_are_told_whom_a_connection_is_for_and_it_is_for_nobody_else() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let worker = worker_at(0, listener.local_addr().unwrap());
+    let app = AppRoute { send_proxy: Some(SendProxy::V1), ..route(Affinity::Ip, vec![worker]) };
+    let world = behind(app, door(), TRUSTED).await;
+    let serve = async {
+        let mut lines = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (line, told) = tokio::sync::oneshot::channel();
+            lines.push(told);
+            tokio::spawn(async move {
+                let mut head = String::new();
+                let mut line = Some(line);
+                while let Ok(byte) = stream.read_u8().await {
+                    head.push(char::from(byte));
+                    if head.ends_with("\r\n") && line.is_some() {
+                        drop(line.take().unwrap().send(std::mem::take(&mut head)));
+                    } else if head.ends_with("\r\n\r\n") {
+                        head.clear();
+                        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nworker 0\n").await.unwrap();
+                    }
+                }
+            });
+            if lines.len() == 3 {
+                return futures_util::future::join_all(lines).await;
+            }
+        }
+    };
+    let ask = async {
+        for client in ["192.0.2.7", "192.0.2.8", "192.0.2.7"] {
+            assert_eq!(world.get(&format!("X-Forwarded-For: {client}\r\n")).await.status(), 200);
+        }
+        // A client of its own: by its port, too.
+        assert_eq!(world.get("").await.status(), 200);
+    };
+    let (lines, ()) = soon("three connections", async { tokio::join!(serve, ask) }).await;
+    let port = world.address.port();
+    let lines: Vec<String> = lines.into_iter().map(Result::unwrap).collect();
+    assert_eq!(lines[0], format!("PROXY TCP4 192.0.2.7 127.0.0.1 0 {port}\r\n"));
+    assert_eq!(lines[1], format!("PROXY TCP4 192.0.2.8 127.0.0.1 0 {port}\r\n"));
+    assert!(
+        lines[2].starts_with("PROXY TCP4 127.0.0.1 127.0.0.1 "),
+        "the connection for the first was used again: {lines:?}"
+    );
 }

@@ -20,6 +20,8 @@ pub struct Connection {
     /// Its own among all.
     pub number: u64,
     pub client: Client,
+    /// The client's side, as far as the connection itself tells.
+    pub source: SocketAddr,
     /// It is a trusted proxy, which says with each request whom it speaks for; these are all that are trusted.
     pub speaks_for_others: Option<Arc<[IpNet]>>,
     /// Its listen address, as it is configured.

@@ -19,9 +19,10 @@ use super::h2::{self, Bootstrap};
 use super::headers::Client;
 use super::place::{Place, Rule, Visitor};
 use super::session;
-use super::upstream::SendError;
+use super::upstream::{Introduction, SendError};
 use super::{check, headers, learn, trust, tunnel};
 use crate::config::{self, Affinity};
+use crate::introduction::introduce;
 use crate::routing::{AppRoute, Found, Lost, Notice};
 
 /// Times that a request is placed at a worker.
@@ -175,6 +176,12 @@ async fn forward(
     if presented == Presented::Invalid {
         inner.counters.add(Counter::CookieInvalid);
     }
+    let introduction = route.as_ref().and_then(|route| route.send_proxy).map(|version| {
+        // Of who came through a proxy no port is known.
+        let is_its_own = client.address == connection.source.ip();
+        let source = if is_its_own { connection.source } else { (client.address, 0).into() };
+        Introduction { client: source, header: introduce(version, source, connection.local) }
+    });
     drop(route);
     let navigates = upgrade.is_none() && answer::navigates(&parts);
     let session = learn::session_of(parts.uri.path()).and_then(|id| inner.sessions.find(app, id, Instant::now()));
@@ -188,7 +195,7 @@ async fn forward(
         session,
     };
     let request = Request::from_parts(parts, RequestBody::new(body));
-    Attempt { connection, visitor, cookie, upgrade }.run(request).await
+    Attempt { connection, visitor, cookie, upgrade, introduction }.run(request).await
 }
 
 /// A request that is ready to be placed and sent.
@@ -198,6 +205,7 @@ struct Attempt<'a> {
     /// The cookie to hide from the worker.
     cookie: Option<Arc<config::Cookie>>,
     upgrade: Option<Upgrade>,
+    introduction: Option<Introduction>,
 }
 
 /// A client that wants another protocol.
@@ -215,9 +223,10 @@ impl Attempt<'_> {
         for attempt in 1..=ATTEMPTS {
             let place = inner.admit(self.visitor, request.headers(), &mut patience, shunned).await?;
             let shown: Vec<HeaderValue> = self.hide_cookie(&mut request);
+            let introduction = self.introduction.as_ref();
             let sent = match self.upgrade {
-                Some(_) => inner.upstreams.send_alone(&place.worker, request).await,
-                None => inner.upstreams.send(&place.worker, request).await,
+                Some(_) => inner.upstreams.send_alone(&place.worker, introduction, request).await,
+                None => inner.upstreams.send(&place.worker, introduction, request).await,
             };
             let backend = place.worker.backend;
             match sent {

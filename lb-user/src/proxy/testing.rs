@@ -169,6 +169,7 @@ pub fn route(affinity: Affinity, workers: Vec<WorkerRoute>) -> AppRoute {
         app: 0,
         affinity,
         protect: None,
+        send_proxy: None,
         cookie: Arc::default(),
         hold: PATIENCE,
         service: Service {

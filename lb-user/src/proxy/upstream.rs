@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
@@ -14,6 +15,7 @@ use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
 use super::body::RequestBody;
@@ -32,9 +34,19 @@ pub enum SendError {
     ClientBody,
 }
 
-/// All pools, by incarnation.
+/// Whom a worker is told, at the beginning of a connection, that it is for: nobody else's request may come on it.
+pub struct Introduction {
+    pub client: SocketAddr,
+    /// What tells it.
+    pub header: Vec<u8>,
+}
+
+/// An incarnation, and the client whose connections these are where the worker is told.
+type PoolKey = (u64, Option<SocketAddr>);
+
+/// All pools.
 pub struct Upstreams {
-    pools: RwLock<HashMap<u64, Arc<Pool>>>,
+    pools: RwLock<HashMap<PoolKey, Arc<Pool>>>,
     counters: Arc<Counters>,
 }
 
@@ -77,9 +89,10 @@ impl Upstreams {
     pub async fn send(
         &self,
         worker: &WorkerRoute,
+        introduction: Option<&Introduction>,
         mut request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Lease), SendError> {
-        let pool = self.pool(worker.incarnation);
+        let pool = self.pool((worker.incarnation, introduction.map(|introduction| introduction.client)));
         let broken = request.body().broken_flag();
         if let Some(mut sender) = pool.take() {
             // An idle connection may be closed by the worker in this very moment. What was not sent comes back from
@@ -94,7 +107,7 @@ impl Upstreams {
             }
             self.counters.add(Counter::Retried);
         }
-        let mut sender = match connect(&worker.address, false).await {
+        let mut sender = match connect(&worker.address, introduction, false).await {
             Ok(sender) => sender,
             Err(error) => return Err(SendError::Refused { request: Box::new(request), error }),
         };
@@ -108,9 +121,10 @@ impl Upstreams {
     pub async fn send_alone(
         &self,
         worker: &WorkerRoute,
+        introduction: Option<&Introduction>,
         request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Lease), SendError> {
-        let mut sender = match connect(&worker.address, true).await {
+        let mut sender = match connect(&worker.address, introduction, true).await {
             Ok(sender) => sender,
             Err(error) => return Err(SendError::Refused { request: Box::new(request), error }),
         };
@@ -126,9 +140,11 @@ impl Upstreams {
             snapshot.apps.values().any(|app| app.workers.iter().any(|worker| worker.incarnation == *incarnation))
         };
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
-        pools.retain(|incarnation, pool| {
-            pool.idle().retain(Idle::is_usable);
-            lives(incarnation)
+        pools.retain(|(incarnation, client), pool| {
+            let mut idle = pool.idle();
+            idle.retain(Idle::is_usable);
+            // Clients come and go.
+            lives(incarnation) && (client.is_none() || !idle.is_empty())
         });
     }
 
@@ -136,12 +152,12 @@ impl Upstreams {
         Lease { sender, pool, counters: Arc::clone(&self.counters) }
     }
 
-    fn pool(&self, incarnation: u64) -> Arc<Pool> {
-        if let Some(pool) = self.pools.read().unwrap_or_else(PoisonError::into_inner).get(&incarnation) {
+    fn pool(&self, key: PoolKey) -> Arc<Pool> {
+        if let Some(pool) = self.pools.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Arc::clone(pool);
         }
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(pools.entry(incarnation).or_default())
+        Arc::clone(pools.entry(key).or_default())
     }
 }
 
@@ -172,8 +188,19 @@ impl Idle {
     }
 }
 
-async fn connect(address: &Address, upgradeable: bool) -> io::Result<SendRequest<RequestBody>> {
-    let stream = match timeout(CONNECT_TIMEOUT, address.connect()).await {
+async fn connect(
+    address: &Address,
+    introduction: Option<&Introduction>,
+    upgradeable: bool,
+) -> io::Result<SendRequest<RequestBody>> {
+    let connected = async {
+        let mut stream = address.connect().await?;
+        if let Some(introduction) = introduction {
+            stream.write_all(&introduction.header).await?;
+        }
+        io::Result::Ok(stream)
+    };
+    let stream = match timeout(CONNECT_TIMEOUT, connected).await {
         Ok(connected) => connected?,
         Err(_) => return Err(io::ErrorKind::TimedOut.into()),
     };

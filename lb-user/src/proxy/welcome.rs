@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -87,12 +88,13 @@ async fn enter(proxy: &Arc<Inner>, arrival: Arrival) -> io::Result<Option<(Arc<C
     } else {
         peer
     };
-    let address_of_client = client.ip().to_canonical();
+    let source = SocketAddr::new(client.ip().to_canonical(), client.port());
     let connection = Arc::new(Connection {
         proxy: Arc::clone(proxy),
         number: proxy.next_connection.fetch_add(1, Ordering::Relaxed),
-        client: Client::new(address_of_client, door.tls.is_some()),
-        speaks_for_others: is_trusted(&trusted, address_of_client).then_some(trusted),
+        client: Client::new(source.ip(), door.tls.is_some()),
+        source,
+        speaks_for_others: is_trusted(&trusted, source.ip()).then_some(trusted),
         address,
         local: stream.local_addr()?,
         shutdown,

@@ -14,7 +14,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{self, Instant};
 
 use crate::address::{Address, Stream};
-use crate::config::Health;
+use crate::config::{Health, SendProxy};
+use crate::introduction::introduce_self;
 
 /// Pauses before probes, and how many of each: short while an app that starts fast may be ready, then ever longer. Denser
 /// than Shiny Server's (50 to 500 ms): a request is held for them, and a refused connection costs nothing.
@@ -35,17 +36,26 @@ pub enum Proof {
     Closing,
     /// GET of this path is answered 2xx or 3xx.
     Get(String),
+    /// The same, with a PROXY header before it.
+    GetIntroduced(String, SendProxy),
 }
 
 impl Proof {
     /// What the configuration asks of who opens a listening socket.
-    pub fn of(health: &Health) -> Self {
-        health.path.clone().map_or(Self::Connection, Self::Get)
+    pub fn of(health: &Health, send_proxy: Option<SendProxy>) -> Self {
+        match (health.path.clone(), send_proxy) {
+            (None, _) => Self::Connection,
+            (Some(path), None) => Self::Get(path),
+            (Some(path), Some(version)) => Self::GetIntroduced(path, version),
+        }
     }
 
     /// What it asks of who was passed one.
-    pub fn of_passed(health: &Health) -> Self {
-        health.path.clone().map_or(Self::Closing, Self::Get)
+    pub fn of_passed(health: &Health, send_proxy: Option<SendProxy>) -> Self {
+        match Self::of(health, send_proxy) {
+            Self::Connection => Self::Closing,
+            asked => asked,
+        }
     }
 }
 
@@ -113,6 +123,10 @@ pub async fn probe(address: &Address, proof: &Proof, allowed: Duration) -> Resul
                 stream.read(&mut [0]).await.map(drop).map_err(closed)
             }
             Proof::Get(path) => get(stream, address, path).await,
+            Proof::GetIntroduced(path, version) => {
+                stream.write_all(&introduce_self(*version)).await.map_err(refused)?;
+                get(stream, address, path).await
+            }
         }
     };
     let slow = || NotReady::Slow { address: address.clone(), after: allowed };

@@ -18,7 +18,7 @@ use super::reader::{Given, Table, shown};
 use super::route;
 use super::tls;
 use super::value;
-use crate::config::{Affinity, App, Client, Health, Homing, Timeouts, Workers};
+use crate::config::{Affinity, App, Client, Health, Homing, SendProxy, Timeouts, Workers};
 
 const KNOWN: &[&str] = &[
     "name",
@@ -47,6 +47,7 @@ const KNOWN: &[&str] = &[
     "tls",
     "proxy_protocol",
     "h2c",
+    "send_proxy_protocol",
     "cookie",
 ];
 
@@ -116,6 +117,7 @@ impl<'b> Apps<'b> {
             tls: tls::tls(table, self.base),
             proxy_protocol: self.proxy_protocol(table),
             h2c: tls::h2c(table),
+            send_proxy: send_proxy(table),
             affinity,
             workers: if table.has("command") { workers } else { Workers { min: 0, max: 0, ..workers } },
             command,
@@ -224,6 +226,11 @@ fn listen_udp(table: &Table<'_>) -> Vec<SocketAddr> {
 fn affinity(table: &Table<'_>) -> Affinity {
     let choices = [Affinity::Ip, Affinity::Cookie, Affinity::Auto].map(|affinity| (affinity.name(), affinity));
     table.parsed("affinity", |text| value::choice(text, &choices)).map_or(Affinity::Auto, |given| given.value)
+}
+
+fn send_proxy(table: &Table<'_>) -> Option<SendProxy> {
+    let versions = [("v1", SendProxy::V1), ("v2", SendProxy::V2)];
+    table.parsed("send_proxy_protocol", |text| value::choice(text, &versions)).map(|given| given.value)
 }
 
 /// `None` when it is given and wrong: then what is relative to it cannot be looked at.

@@ -161,6 +161,11 @@ const WRONG: &[(&str, &str)] = &[
         "proxy_protocol = true",
         "5:18: `proxy_protocol` is for trusted proxies, and there are none; add homing.trusted_proxies, or remove it",
     ),
+    (
+        "send_proxy_protocol = \"v1\"\nbackends = [{ address = \"10.0.0.1:8080\", forward = \"l2\" }]",
+        "5:23: only the HTTP path writes `send_proxy_protocol`, and app `sales` has backends that are sent packets; use forward = \"http\" for them, or an address of its own without `send_proxy_protocol`",
+    ),
+    ("send_proxy_protocol = \"3\"", "5:23: `send_proxy_protocol` must be \"v1\" or \"v2\", not `3`"),
     ("tls = true", "5:7: `tls` must be a table, not true or false"),
     ("cookie.secure = true", "5:17: `secure` must be a string in quotes, not true or false"),
     ("cookie.same_site = \"no\"", "5:20: `same_site` must be \"strict\", \"lax\" or \"none\", not `no`"),

@@ -113,21 +113,28 @@ pub(super) fn mixed_flags(new: &App, other: &App, address: &str) -> Option<Strin
 
 /// What a whole app must be for requests to tell whether they are its own.
 pub(super) fn check(table: &Table<'_>, app: &App, listen: &[Taken]) {
-    if !matches!(app.http_only(), Some(HttpOnly::App | HttpOnly::Host | HttpOnly::Path))
+    if matches!(app.http_only(), None | Some(HttpOnly::Tls))
         || app.backends.iter().all(|backend| backend.forward == Forward::Http)
     {
         return;
     }
     let span = |key: &str| table.value(key).map(toml::Spanned::span);
-    let place = ["hosts", "path", "listen"].into_iter().find_map(span).unwrap_or(0..0);
+    let keys = ["hosts", "path", "proxy_protocol", "h2c", "send_proxy_protocol", "listen"];
+    let place = keys.into_iter().find_map(span).unwrap_or(0..0);
     let names = listen.iter().filter(|taken| taken.app != app.name && app.listen.contains(&taken.address));
     let beside =
         names.map(|taken| format!(" (`{}` is on {}, too)", taken.app, taken.address)).next().unwrap_or_default();
+    let (what, without) = match app.http_only() {
+        Some(HttpOnly::ProxyProtocol) => ("reads `proxy_protocol`", "`proxy_protocol`"),
+        Some(HttpOnly::H2c) => ("speaks `h2c`", "`h2c`"),
+        Some(HttpOnly::SendProxy) => ("writes `send_proxy_protocol`", "`send_proxy_protocol`"),
+        _ => ("tells requests apart", "`hosts` and `path`"),
+    };
     table.wrong(
         place,
         format!(
-            "only the HTTP path tells requests apart{beside}, and app `{}` has backends that are sent packets; use \
-             forward = \"http\" for them, or an address of its own without `hosts` and `path`",
+            "only the HTTP path {what}{beside}, and app `{}` has backends that are sent packets; use \
+             forward = \"http\" for them, or an address of its own without {without}",
             app.name
         ),
     );

@@ -47,6 +47,7 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
             tls: None,
             proxy_protocol: false,
             h2c: false,
+            send_proxy: None,
             affinity: Affinity::Auto,
             command: vec!["sh".to_owned()],
             listens_on: ListensOn::Port,
