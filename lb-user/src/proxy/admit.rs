@@ -1,7 +1,6 @@
 //! From a request to a place at a worker, at once or after a wait. Where that is, `place` decides.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 

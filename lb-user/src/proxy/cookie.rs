@@ -260,8 +260,7 @@ mod tests {
         let plain = plain.to_str().unwrap();
         assert!(plain.contains("SameSite=Lax") && plain.contains("Max-Age=3600"), "{plain}");
         assert!(!plain.contains("Partitioned"), "{plain}");
-        let secure =
-            set(&keys(), &framed, true, "sales", 1, &with(&[])).unwrap();
+        let secure = set(&keys(), &framed, true, "sales", 1, &with(&[])).unwrap();
         let secure = secure.to_str().unwrap();
         assert!(["SameSite=None", "; Secure", "; Partitioned"].iter().all(|part| secure.contains(part)), "{secure}");
     }

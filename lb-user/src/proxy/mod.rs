@@ -27,10 +27,10 @@ mod keys;
 mod learn;
 pub mod limits;
 mod listen;
-mod newcomers;
-mod place;
 #[cfg(test)]
 mod multiplexed;
+mod newcomers;
+mod place;
 mod proxied;
 #[cfg(test)]
 mod scenarios;

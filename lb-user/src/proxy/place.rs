@@ -177,8 +177,9 @@ impl Inner {
         shunned: Option<BackendId>,
     ) -> Option<Place> {
         let incarnation = visitor.presented.incarnation();
-        let cookie =
-            |worker: &WorkerRoute| cookie::set(&self.keys, &route.cookie, visitor.is_secure, &route.name, worker.incarnation, headers);
+        let cookie = |worker: &WorkerRoute| {
+            cookie::set(&self.keys, &route.cookie, visitor.is_secure, &route.name, worker.incarnation, headers)
+        };
         // A known user of a live worker moves nothing and needs no lock.
         if let Some(Pick::Kept(worker)) = incarnation.and_then(|_| session::pick(&route.workers, incarnation, None)) {
             let is_aging = matches!(visitor.presented, Presented::Aging(_));

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Counter;
 use super::testing::*;
-use crate::config::{Affinity, Cookie, Host, Protect, Rate, Route, Secure};
+use crate::config::{Affinity, Cookie, Host, Protect, Rate, Route};
 use crate::routing::AppRoute;
 
 fn at_host(name: &str) -> Route {
@@ -83,7 +83,7 @@ async fn each_request_of_a_connection_goes_where_it_belongs() {
 #[tokio::test]
 async fn each_app_has_its_own_cookie_at_its_own_path() {
     let mut apps = vec![app(0, Affinity::Cookie).await, app(1, Affinity::Cookie).await];
-    apps[1].cookie = Arc::new(Cookie { name: "homing".into(), secure: Secure::Auto, path: "/b".into() });
+    apps[1].cookie = Arc::new(Cookie { path: "/b".into(), ..Cookie::default() });
     let world = world_of(&[Route::default(), at_path("/b")], apps).await;
     let root = Answer(world.raw(&request("a", "/", "")).await);
     let below = Answer(world.raw(&request("a", "/b/", &root.cookie().unwrap())).await);
