@@ -46,6 +46,12 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// The HTTP path beside nginx, HAProxy and Caddy, which are installed if they are missing.
+    Http {
+        /// Options of the benchmark, such as --json FILE.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -59,6 +65,7 @@ fn main() -> ExitCode {
         }
         Cli::Bench { bench: Bench::Datapath { options } } => bench(&["unshare", "--net"], "datapath", &options),
         Cli::Bench { bench: Bench::Path { options } } => bench(&[], "path", &options),
+        Cli::Bench { bench: Bench::Http { options } } => setup::peers().and_then(|()| bench(&[], "http", &options)),
         Cli::Tidy => tidy::tidy(),
     };
     match result {
@@ -79,9 +86,9 @@ fn demo(options: &[String]) -> anyhow::Result<()> {
 /// Builds and runs a benchmark, by way of `wrapper`.
 fn bench(wrapper: &[&str], name: &str, options: &[String]) -> anyhow::Result<()> {
     setup::build_tools()?;
-    let homing = run::build_homing()?;
-    run::cargo(["build", "--release", "--package", "homing-bench"])?;
-    let bench = run::target_dir().join("release/homing-bench");
+    // As it is shipped; this takes some minutes the first time.
+    run::cargo(["build", "--profile", "dist", "--package", "homing", "--package", "homing-bench"])?;
+    let [homing, bench] = ["homing", "homing-bench"].map(|name| run::target_dir().join("dist").join(name));
     let mut words = wrapper.iter().map(std::ffi::OsString::from).chain([bench.into_os_string()]);
     let mut command = std::process::Command::new(words.next().expect("at least the benchmark"));
     run::replace(command.args(words).arg(name).args(options).env("HOMING_BIN", homing))

@@ -115,6 +115,23 @@ pub fn browser() -> anyhow::Result<()> {
     step("a browser, for the tests of real pages", || apt(&["chromium", "chromium-driver"]))
 }
 
+/// Proxies to be measured beside. Debian starts them as services: these are stopped.
+pub fn peers() -> anyhow::Result<()> {
+    let needed = [("nginx", "nginx-light"), ("haproxy", "haproxy"), ("caddy", "caddy")];
+    let is_missing = |program: &str| !has(program) && !PathBuf::from("/usr/sbin").join(program).exists();
+    let missing: Vec<&str> =
+        needed.iter().filter(|(program, _)| is_missing(program)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    step("proxies to be measured beside", || apt(&missing))?;
+    for (service, _) in needed {
+        // Where there is no service manager nothing was started.
+        let _ = Command::new("systemctl").args(["disable", "--now", service]).output();
+    }
+    Ok(())
+}
+
 /// R with Shiny, as Debian has it.
 pub fn shiny_r() -> anyhow::Result<()> {
     let loads = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());

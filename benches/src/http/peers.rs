@@ -1,6 +1,5 @@
 //! The proxies, each with one worker thread, in front of the same upstream.
 
-use std::ffi::OsString;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -23,7 +22,8 @@ pub struct Peer {
 /// homing and those of its peers that are installed; the names of the others.
 pub fn start_all(upstream: SocketAddr) -> anyhow::Result<(Vec<Peer>, Vec<&'static str>)> {
     let homing = std::env::var_os("HOMING_BIN").context("HOMING_BIN names no homing binary; use cargo xtask bench")?;
-    let mut peers = vec![start("homing", homing, upstream, homing_files, &["run", "--config", "homing.toml"])?];
+    let homing = PathBuf::from(homing);
+    let mut peers = vec![start("homing", &homing, upstream, homing_files, &["run", "--config", "homing.toml"])?];
     let mut missing = Vec::new();
     let others: [(&'static str, Files, &[&str]); 3] = [
         ("nginx", nginx_files, &["-p", ".", "-e", "error.log", "-c", "nginx.conf"]),
@@ -32,7 +32,7 @@ pub fn start_all(upstream: SocketAddr) -> anyhow::Result<(Vec<Peer>, Vec<&'stati
     ];
     for (name, files, arguments) in others {
         match program(name) {
-            Some(program) => peers.push(start(name, program.into(), upstream, files, arguments)?),
+            Some(program) => peers.push(start(name, &program, upstream, files, arguments)?),
             None => missing.push(name),
         }
     }
@@ -49,18 +49,12 @@ fn program(name: &str) -> Option<PathBuf> {
 /// Writes a configuration into a directory.
 type Files = fn(&Path, SocketAddr, SocketAddr) -> std::io::Result<()>;
 
-fn start(
-    name: &str,
-    program: OsString,
-    upstream: SocketAddr,
-    files: Files,
-    arguments: &[&str],
-) -> anyhow::Result<Peer> {
+fn start(name: &str, program: &Path, upstream: SocketAddr, files: Files, arguments: &[&str]) -> anyhow::Result<Peer> {
     let dir = tempfile::tempdir()?;
     let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
     files(dir.path(), address, upstream)?;
     let log = fs::File::create(dir.path().join("log"))?;
-    let child = Command::new(&program)
+    let child = Command::new(program)
         .args(arguments)
         .current_dir(dir.path())
         .env("TOKIO_WORKER_THREADS", "1")

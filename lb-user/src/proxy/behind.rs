@@ -149,8 +149,9 @@ async fn workers_are_told_whom_a_connection_is_for_and_it_is_for_nobody_else() {
         }
     };
     let ask = async {
-        for client in ["192.0.2.7", "192.0.2.8", "192.0.2.7"] {
+        for (client, ready) in [("192.0.2.7", 1), ("192.0.2.8", 2), ("192.0.2.7", 2)] {
             assert_eq!(world.get(&format!("X-Forwarded-For: {client}\r\n")).await.status(), 200);
+            until("its connection can be used again", || world.proxy.0.upstreams.ready() == ready).await;
         }
         // A client of its own: by its port, too.
         assert_eq!(world.get("").await.status(), 200);

@@ -104,6 +104,14 @@ pub fn hide(headers: &mut HeaderMap, cookie_name: &str) {
     if pairs(headers).all(|(name, _)| name != cookie_name.as_bytes()) {
         return;
     }
+    // Most often there is no other.
+    let mut values = headers.get_all(COOKIE).iter();
+    if let (Some(only), None) = (values.next(), values.next())
+        && !only.as_bytes().contains(&b';')
+    {
+        headers.remove(COOKIE);
+        return;
+    }
     let kept: Vec<&[u8]> = headers
         .get_all(COOKIE)
         .iter()

@@ -225,7 +225,8 @@ impl Attempt<'_> {
             let shown: Vec<HeaderValue> = self.hide_cookie(&mut request);
             let introduction = self.introduction.as_ref();
             let sent = match self.upgrade {
-                Some(_) => inner.upstreams.send_alone(&place.worker, introduction, request).await,
+                // What is seldom is kept out of what every request carries around.
+                Some(_) => Box::pin(inner.upstreams.send_alone(&place.worker, introduction, request)).await,
                 None => inner.upstreams.send(&place.worker, introduction, request).await,
             };
             let backend = place.worker.backend;
@@ -274,7 +275,7 @@ impl Attempt<'_> {
                     if newcomer && self.others_than(backend) {
                         shunned = Some(backend);
                     } else {
-                        inner.await_departure(self.visitor.app, backend, &mut patience).await;
+                        Box::pin(inner.await_departure(self.visitor.app, backend, &mut patience)).await;
                     }
                 }
                 Err(SendError::Broke(error)) => {

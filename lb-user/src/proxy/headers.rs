@@ -1,7 +1,7 @@
 //! Headers that end at homing, and those that it adds: RFC 9110 section 7.6.1 and what workers are told of the client.
 
-use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::header::{self, CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE};
@@ -23,6 +23,8 @@ pub struct Client {
     pub forwarded_for: HeaderValue,
     /// `for=…;proto=…;host=`, the host to follow, and then what comes after it: `, for=…` of the proxies between.
     forwarded: (String, String),
+    /// What that makes of the host that was asked for first: most connections ask for one.
+    first_forwarded: OnceLock<(HeaderValue, HeaderValue)>,
     /// What a trusted proxy says of the host that was asked for,
     pub host: Option<HeaderValue>,
     /// the path that it took off,
@@ -62,16 +64,33 @@ impl Client {
             is_secure,
             forwarded_for: HeaderValue::try_from(addresses.join(", ")).expect("addresses are a valid header value"),
             forwarded: (format!("{};proto={};host=", node(&hops[0]), scheme(is_secure)), between),
+            first_forwarded: OnceLock::new(),
             host: None,
             prefix: None,
             id: None,
         }
+    }
+
+    /// `Forwarded` of a request for this host.
+    fn forwarded(&self, host: &HeaderValue) -> HeaderValue {
+        let (first, forwarded) = self.first_forwarded.get_or_init(|| (host.clone(), self.forwarded_with(host)));
+        if first == host { forwarded.clone() } else { self.forwarded_with(host) }
+    }
+
+    fn forwarded_with(&self, host: &HeaderValue) -> HeaderValue {
+        let (before, after) = &self.forwarded;
+        // Quoted: a host with a port or brackets is no token (RFC 7239 section 4). A checked host has no quote in it.
+        let text = format!("{before}\"{}\"{after}", host.to_str().unwrap_or_default());
+        HeaderValue::try_from(text).expect("addresses and a host are a valid header value")
     }
 }
 
 fn scheme(is_secure: bool) -> &'static str {
     if is_secure { "https" } else { "http" }
 }
+
+/// Headers that are added to every request.
+const ADDED: usize = 6;
 
 /// Names for requests: unique, not secret.
 pub struct RequestIds {
@@ -85,8 +104,9 @@ impl RequestIds {
     }
 
     fn next(&self) -> HeaderValue {
-        let id = format!("{:016x}{:016x}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed));
-        HeaderValue::try_from(id).expect("hexadecimal digits are a valid header value")
+        let number = (u128::from(self.prefix) << 64) | u128::from(self.next.fetch_add(1, Ordering::Relaxed));
+        let digits: [u8; 32] = std::array::from_fn(|at| b"0123456789abcdef"[(number >> (124 - 4 * at)) as usize & 15]);
+        HeaderValue::from_bytes(&digits).expect("hexadecimal digits are a valid header value")
     }
 }
 
@@ -107,15 +127,9 @@ pub fn to_worker(headers: &mut HeaderMap, client: &Client, ids: &RequestIds, upg
         }
         (None, false) => {}
     }
+    headers.reserve(ADDED);
     if let Some(host) = client.host.as_ref().or_else(|| headers.get(HOST)).cloned() {
-        let host_text = host.to_str().unwrap_or_default();
-        let (before, after) = &client.forwarded;
-        let mut forwarded = String::with_capacity(before.len() + host_text.len() + 2 + after.len());
-        // Quoted: a host with a port or brackets is no token (RFC 7239 section 4). A checked host has no quote in it.
-        let _ = write!(forwarded, "{before}\"{host_text}\"{after}");
-        if let Ok(value) = HeaderValue::try_from(forwarded) {
-            headers.insert(header::FORWARDED, value);
-        }
+        headers.insert(header::FORWARDED, client.forwarded(&host));
         headers.insert(X_FORWARDED_HOST, host);
     }
     headers.insert(X_FORWARDED_FOR, client.forwarded_for.clone());

@@ -10,7 +10,8 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub const HEAD_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a request's or response's head; beyond it 431.
 pub const HEAD_BYTES_MAX: usize = 32 * 1024;
-/// Header lines of a request or response; beyond it 431.
+/// Header lines of a request or response; beyond it 431. It is hyper's own default: said again, it would be an allocation
+/// for every head.
 pub const HEADERS_MAX: usize = 100;
 /// Read buffer of one connection, in bytes.
 pub const BUFFER_BYTES_MAX: usize = 64 * 1024;

@@ -19,7 +19,6 @@ use super::handle::handle;
 use super::limits::{
     BUFFER_BYTES_MAX, H2_CONNECTION_WINDOW_BYTES, H2_IDLE, H2_PENDING_RESETS_MAX, H2_PING_INTERVAL, H2_PING_TIMEOUT,
     H2_RESETS_MAX, H2_SEND_BUFFER_BYTES, H2_STREAM_WINDOW_BYTES, H2_STREAMS_MAX, HEAD_BYTES_MAX, HEAD_READ_TIMEOUT,
-    HEADERS_MAX,
 };
 use super::listen::{leaving, stopped};
 use super::stream::ClientStream;
@@ -37,7 +36,6 @@ impl Settings {
         http1
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_READ_TIMEOUT)
-            .max_headers(HEADERS_MAX)
             .max_header_size(HEAD_BYTES_MAX)
             .max_buf_size(BUFFER_BYTES_MAX);
         let mut http2 = http2::Builder::new(TokioExecutor::new());

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::body::RequestBody;
 use super::counters::{Counter, Counters};
-use super::limits::{BUFFER_BYTES_MAX, CONNECT_TIMEOUT, HEAD_BYTES_MAX, HEADERS_MAX, POOL_IDLE_MAX, POOL_IDLE_TIMEOUT};
+use super::limits::{BUFFER_BYTES_MAX, CONNECT_TIMEOUT, HEAD_BYTES_MAX, POOL_IDLE_MAX, POOL_IDLE_TIMEOUT};
 use crate::address::Address;
 use crate::routing::{Snapshot, WorkerRoute};
 
@@ -107,7 +107,7 @@ impl Upstreams {
             }
             self.counters.add(Counter::Retried);
         }
-        let mut sender = match connect(&worker.address, introduction, false).await {
+        let mut sender = match Box::pin(connect(&worker.address, introduction, false)).await {
             Ok(sender) => sender,
             Err(error) => return Err(SendError::Refused { request: Box::new(request), error }),
         };
@@ -124,7 +124,7 @@ impl Upstreams {
         introduction: Option<&Introduction>,
         request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Lease), SendError> {
-        let mut sender = match connect(&worker.address, introduction, true).await {
+        let mut sender = match Box::pin(connect(&worker.address, introduction, true)).await {
             Ok(sender) => sender,
             Err(error) => return Err(SendError::Refused { request: Box::new(request), error }),
         };
@@ -146,6 +146,15 @@ impl Upstreams {
             // Clients come and go.
             lives(incarnation) && (client.is_none() || !idle.is_empty())
         });
+    }
+
+    /// Connections that the next request would find.
+    #[cfg(test)]
+    pub fn ready(&self) -> usize {
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let ready =
+            |pool: &Arc<Pool>| pool.idle().iter().filter(|idle| idle.is_usable() && idle.sender.is_ready()).count();
+        pools.values().map(ready).sum()
     }
 
     fn lease(&self, sender: SendRequest<RequestBody>, pool: Option<Arc<Pool>>) -> Lease {
@@ -207,7 +216,6 @@ async fn connect(
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(BUFFER_BYTES_MAX)
         .max_header_size(HEAD_BYTES_MAX)
-        .max_headers(HEADERS_MAX)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(io::Error::other)?;
