@@ -21,7 +21,7 @@ struct Known {
 }
 
 impl Ghosts {
-    pub(super) fn of(&self, backend: BackendId) -> u64 {
+    fn of(&self, backend: BackendId) -> u64 {
         self.0.get(&backend).map_or(0, |known| known.ghosts)
     }
 
@@ -31,6 +31,12 @@ impl Ghosts {
 }
 
 impl Runner {
+    /// Those of a worker on the kernel path: what the kernel counts, without ghosts.
+    pub(super) fn real_connections(&mut self, backend: BackendId) -> u64 {
+        let counted = self.kernel.datapath().map_or(0, |datapath| datapath.live(backend).connections);
+        counted.saturating_sub(self.ghosts.of(backend))
+    }
+
     /// Workers whose counts say that they have connections, and that nothing has changed since the last look, are looked at:
     /// whether they have them.
     pub(super) fn look_at_ghosts(&mut self) {

@@ -440,8 +440,7 @@ impl Runner {
             .running
             .get(&backend)
             .map_or(0, |running| running.load.open.load(Ordering::Relaxed) + self.elsewhere.open(running.incarnation));
-        let kernel = self.kernel.datapath().map_or(0, |datapath| datapath.live(backend).connections);
-        let kernel = kernel.saturating_sub(self.ghosts.of(backend));
+        let kernel = self.real_connections(backend);
         (kernel, kernel + u64::from(http))
     }
 
