@@ -12,7 +12,7 @@ use lb_common::addr::Addr;
 use lru::LruCache;
 
 use crate::admin::report::Bound;
-use crate::routing::Bindings;
+use crate::routing::{Bind, Bindings};
 
 /// Bindings kept at once; beyond it the one that was bound or refreshed longest ago is forgotten.
 pub const BINDINGS_MAX: usize = 1_000_000;
@@ -103,13 +103,14 @@ impl Bindings for MemoryBindings {
         self.table().peek(key).copied()
     }
 
-    fn bind(&self, key: &BindingKey, backend: BackendId) {
+    fn bind(&self, key: &BindingKey, backend: BackendId) -> Bind {
         let binding = Binding { backend, connections: 0, seen_s: self.now_s(), reserved: 0 };
         let mut table = self.table();
-        table.put(*key, binding);
+        let former = table.put(*key, binding);
         if table.len() > self.entries_max.get() {
             table.pop_lru();
         }
+        Bind::of(former.map(|binding| binding.backend), backend)
     }
 
     fn inherit(&self, key: &BindingKey, backend: BackendId, seen_s: u32) {
@@ -199,8 +200,8 @@ mod tests {
     #[test]
     fn binding_again_moves_the_client_and_stamps_it() {
         let bindings = MemoryBindings::new();
-        bindings.bind(&key(1), BackendId::new(1, 1));
-        bindings.bind(&key(1), BackendId::new(1, 2));
+        let bind = |generation| bindings.bind(&key(1), BackendId::new(1, generation));
+        assert_eq!([bind(1), bind(1), bind(2), bind(2)], [Bind::New, Bind::Kept, Bind::Moved, Bind::Kept]);
         let binding = bindings.get(&key(1)).expect("the client is bound");
         assert_eq!(binding.backend, BackendId::new(1, 2));
         assert!(bindings.now_s().wrapping_sub(binding.seen_s) < 5, "stamped with the clock that judges it");

@@ -99,12 +99,34 @@ pub struct Load {
     pub requests: AtomicU64,
 }
 
+/// What [`Bindings::bind`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bind {
+    /// The client was bound to that backend already, or could not be bound.
+    Kept,
+    /// It was bound to nobody.
+    New,
+    /// It was bound to another backend.
+    Moved,
+}
+
+impl Bind {
+    /// After `former`, the binding to `backend`.
+    pub fn of(former: Option<BackendId>, backend: BackendId) -> Self {
+        match former {
+            None => Self::New,
+            Some(former) if former == backend => Self::Kept,
+            Some(_) => Self::Moved,
+        }
+    }
+}
+
 /// Client → backend bindings of address affinity, and which clients are promoted, wherever they are kept (BPF maps, or
 /// memory without these).
 pub trait Bindings: Send + Sync {
     fn get(&self, key: &BindingKey) -> Option<Binding>;
     /// Binds the client to `backend`, or refreshes the binding. Cheap enough to call once a request.
-    fn bind(&self, key: &BindingKey, backend: BackendId);
+    fn bind(&self, key: &BindingKey, backend: BackendId) -> Bind;
     /// Binds the client as it was bound in another table, whose clock is the same. What is known here is newer.
     fn inherit(&self, key: &BindingKey, backend: BackendId, seen_s: u32);
     /// Promotes the client as it was elsewhere.

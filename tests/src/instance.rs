@@ -177,6 +177,13 @@ impl Homing {
         child.wait().expect("it was killed");
     }
 
+    /// It does nothing until what this returns is dropped, as on a machine that is too busy for it.
+    pub fn pause(&self) -> Paused {
+        let pid = i32::try_from(self.child.as_ref().expect("homing runs").id()).expect("process ids are small");
+        signal(pid, rustix::process::Signal::STOP);
+        Paused(pid)
+    }
+
     /// From now on it is started from another file, as after an upgrade.
     pub fn replace_program(&mut self) {
         let program = self.dir.path().join("homing");
@@ -305,6 +312,16 @@ impl Drop for Homing {
             let _ = child.wait();
         }
         let _ = Command::new(binary()).args(["detach", "--pin-dir"]).arg(&self.pin_dir).output();
+    }
+}
+
+/// A homing that is stopped; see [`Homing::pause`].
+#[must_use]
+pub struct Paused(i32);
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        signal(self.0, rustix::process::Signal::CONT);
     }
 }
 

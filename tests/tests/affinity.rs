@@ -3,7 +3,7 @@
 
 use homing_tests::instance::{demo_app, is_alive, signal, wait_for, workers};
 use homing_tests::network::{client_v4, stranger_v4};
-use homing_tests::session::{Client, Session};
+use homing_tests::session::{Client, Session, get_on};
 use homing_tests::site::{CLIENTS, Site, assert_kept, pid_of, v4};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -141,7 +141,36 @@ fn worker_dies_its_clients_are_served_by_the_next_connection_counted_and_others_
     assert_eq!(lost.len(), moved);
     let again: Vec<_> = lost.into_iter().map(|number| site.client(client_v4(number)).open()).collect();
     assert!(again.iter().all(|session| !session.hello.forwarded && pid_of(session) != victim));
-    assert_eq!(site.homing.status()["counters"]["binding_moved"], moved, "each of them, and nobody else");
+    let counted: u64 = moves(&site).iter().sum();
+    assert_eq!(counted, moved as u64, "each of them, and nobody else");
+}
+
+/// Bindings moved by the kernel's programs, and by the HTTP path.
+fn moves(site: &Site) -> [u64; 2] {
+    let counters = &site.homing.status()["counters"];
+    ["binding_moved", "http_binding_moved"].map(|name| counters[name].as_u64().expect("a counter"))
+}
+
+/// It was not: the HTTP path bound it to another worker, where the kernel's programs then found it, as if it had never
+/// been anywhere else.
+#[test]
+fn worker_dies_its_client_is_counted_too_that_comes_before_homing_knows() {
+    let site = Site::start("127.0.0.1", "");
+    let first = site.client(client_v4(1)).open();
+    let victim = pid_of(&first);
+    let paused = site.homing.pause();
+    signal(victim, Signal::KILL);
+    wait_for("the worker is gone", || (!is_alive(victim)).then_some(()));
+    // Its ring still names the worker, which has no socket any more.
+    let mut next = site.client(client_v4(1)).connect().expect("homing's own socket takes it");
+    drop(paused);
+    let answer = get_on(&mut next, &format!("/session/{}/check", first.hello.session)).expect("it is served");
+    assert_eq!(answer.status, 404, "another process answers: {answer:?}");
+    assert_eq!(moves(&site), [0, 1], "by the HTTP path");
+    site.homing.wait_for_workers(0, 4);
+    let again = site.client(client_v4(1)).open();
+    assert!(!again.hello.forwarded, "{:?}", again.hello);
+    assert_eq!(moves(&site), [0, 1], "it stays where it is, and is counted once");
 }
 
 fn is_of(session: &Session<'_>, number: u8) -> bool {

@@ -7,7 +7,7 @@ use lb_common::abi::{BackendId, Binding, BindingKey, Promotion};
 
 use super::pod::Wire;
 use crate::bindings::monotonic_s;
-use crate::routing::Bindings;
+use crate::routing::{Bind, Bindings};
 
 /// A binding is rewritten for its time stamp alone only when that is older than this, in seconds: the kernel may be
 /// counting a connection of it at the same moment.
@@ -41,22 +41,22 @@ impl Bindings for KernelBindings {
         self.map().get(&Wire(*key), 0).ok().map(|binding| binding.0)
     }
 
-    fn bind(&self, key: &BindingKey, backend: BackendId) {
+    fn bind(&self, key: &BindingKey, backend: BackendId) -> Bind {
         let now_s = self.now_s();
         let mut map = self.map();
-        let connections = match map.get(&Wire(*key), 0) {
-            Ok(Wire(binding)) if binding.backend == backend => {
-                if binding.connections > 0 || now_s.wrapping_sub(binding.seen_s) < REFRESH_S {
-                    return;
-                }
-                binding.connections
-            }
-            _ => 0,
-        };
-        let binding = Binding { backend, connections, seen_s: now_s, reserved: 0 };
+        let former = map.get(&Wire(*key), 0).ok().map(|binding| binding.0);
+        if let Some(binding) = former
+            && binding.backend == backend
+            && (binding.connections > 0 || now_s.wrapping_sub(binding.seen_s) < REFRESH_S)
+        {
+            return Bind::Kept;
+        }
+        let binding = Binding { backend, connections: 0, seen_s: now_s, reserved: 0 };
         if let Err(error) = map.insert(Wire(*key), Wire(binding), 0) {
             tracing::warn!(%error, "a client's binding could not be written; a ring change may move it");
+            return Bind::Kept;
         }
+        Bind::of(former.map(|binding| binding.backend), backend)
     }
 
     fn inherit(&self, key: &BindingKey, backend: BackendId, seen_s: u32) {

@@ -81,6 +81,10 @@ counters! {
     AddressRing = "http_address_ring",
     /// Requests that an address's binding placed while its slot is in transition.
     AddressBound = "http_address_bound",
+    /// Clients that the HTTP path bound to a backend for the first time, or again after they were forgotten.
+    BindingNew = "http_binding_new",
+    /// Clients whose binding the HTTP path moved to another backend, as when their worker has just died.
+    BindingMoved = "http_binding_moved",
     /// Connections to a worker that were refused or timed out.
     UpstreamRefused = "http_upstream_refused",
     /// Requests placed and sent once more: nothing of them had been processed, or they are safe to repeat.

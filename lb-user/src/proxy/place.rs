@@ -16,7 +16,7 @@ use super::counters::Counter;
 use super::newcomers::{Looks, Newcomers};
 use super::session::{self, Pick};
 use crate::config::Affinity;
-use crate::routing::{AppRoute, WorkerRoute};
+use crate::routing::{AppRoute, Bind, WorkerRoute};
 
 /// The client as affinity sees it.
 #[derive(Clone, Copy)]
@@ -164,9 +164,9 @@ impl Inner {
         };
         let worker = route.worker(choice.backend()?)?;
         // Before the request is sent, so that the client's next one finds it even if the ring changes meanwhile.
-        let binding = route.binding_key(address);
-        bindings.bind(&binding, worker.backend);
-        Some(Place { tie: Tie::Binding(binding), ..Place::at(worker, rule) })
+        let tie = Tie::Binding(route.binding_key(address));
+        self.refresh(tie, worker.backend);
+        Some(Place { tie, ..Place::at(worker, rule) })
     }
 
     fn place_by_cookie(
@@ -256,7 +256,11 @@ impl Inner {
         let bindings = &*self.routing.bindings;
         match tie {
             Tie::None => {}
-            Tie::Binding(key) => bindings.bind(&key, backend),
+            Tie::Binding(key) => match bindings.bind(&key, backend) {
+                Bind::Kept => {}
+                Bind::New => self.counters.add(Counter::BindingNew),
+                Bind::Moved => self.counters.add(Counter::BindingMoved),
+            },
             Tie::Promotion(key) if bindings.promotion(&key).is_some_and(|at| at.seen_s == bindings.now_s()) => {}
             Tie::Promotion(key) => bindings.promote(&key),
         }

@@ -196,6 +196,20 @@ async fn a_bound_client_stays_while_its_slot_changes_hands() {
     assert_eq!(world.count(Counter::AddressBound), 1);
 }
 
+/// The kernel's programs find such a client bound where they bring it, and count nothing: nobody did.
+#[tokio::test]
+async fn a_client_that_the_http_path_moved_off_a_dead_worker_is_counted_once() {
+    let workers = workers(2).await;
+    let world = world(route(Affinity::Ip, routes(&workers))).await;
+    let first = world.get("").await.worker();
+    let others = routes(&workers).into_iter().filter(|worker| worker.backend.index() != first).collect();
+    world.publish(route(Affinity::Ip, others));
+    for _ in 0..3 {
+        assert_ne!(world.get("").await.worker(), first);
+    }
+    assert_eq!((world.count(Counter::BindingNew), world.count(Counter::BindingMoved)), (1, 1));
+}
+
 const NAVIGATES: &str = "Accept: text/html,*/*;q=0.8\r\n";
 
 #[tokio::test]
