@@ -86,9 +86,14 @@ fn live_counts_are_exact_after_a_storm_of_connections() {
         runtime.block_on(futures_util::future::join_all(visits))
     });
     assert!(outcomes.iter().all(homing::demo::client::Outcome::passed));
-    let status = site.homing.wait_until("nothing is open", |status| status["apps"][0]["connections"] == 0);
-    assert_eq!(status["counters"]["established"], status["counters"]["closed"]);
-    assert!(status["counters"]["established"].as_u64() >= Some(u64::from(STRANGERS) * 102));
+    site.homing.wait_until("nothing is open", |status| status["apps"][0]["connections"] == 0);
+    // Not that one: its counters were read before its connections.
+    let status = site.homing.status();
+    let [established, closed, untold] =
+        ["established", "closed", "closed_untold"].map(|name| status["counters"][name].as_u64().expect("a counter"));
+    // Not every kernel tells the state hook of every end; homing finds those itself.
+    assert_eq!(established, closed + untold);
+    assert!(established >= u64::from(STRANGERS) * 102, "{established}");
 }
 
 #[test]

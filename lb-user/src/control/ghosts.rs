@@ -11,7 +11,11 @@ use crate::worker::listener;
 
 /// What is known of them, by worker.
 #[derive(Default)]
-pub(super) struct Ghosts(HashMap<BackendId, Known>);
+pub(super) struct Ghosts {
+    known: HashMap<BackendId, Known>,
+    /// Found by this homing, of whichever worker.
+    found: u64,
+}
 
 #[derive(Clone, Copy, Default)]
 struct Known {
@@ -22,11 +26,16 @@ struct Known {
 
 impl Ghosts {
     fn of(&self, backend: BackendId) -> u64 {
-        self.0.get(&backend).map_or(0, |known| known.ghosts)
+        self.known.get(&backend).map_or(0, |known| known.ghosts)
+    }
+
+    /// For `homing status`: what the kernel's own counter of ends lacks.
+    pub(super) fn found(&self) -> u64 {
+        self.found
     }
 
     pub(super) fn forget(&mut self, backend: BackendId) {
-        self.0.remove(&backend);
+        self.known.remove(&backend);
     }
 }
 
@@ -44,7 +53,7 @@ impl Runner {
         let counted: Vec<(BackendId, Live)> =
             self.running.keys().map(|&backend| (backend, datapath.live(backend))).collect();
         for (backend, before) in counted {
-            let known = self.ghosts.0.entry(backend).or_default();
+            let known = self.ghosts.known.entry(backend).or_default();
             let is_unchanged = std::mem::replace(&mut known.last, before) == before;
             if !is_unchanged || before.connections <= known.ghosts {
                 continue;
@@ -57,10 +66,11 @@ impl Runner {
             let after = self.kernel.datapath().map(|datapath| datapath.live(backend));
             let ghosts = before.connections.saturating_sub(real);
             if after == Some(before)
-                && let Some(known) = self.ghosts.0.get_mut(&backend)
+                && let Some(known) = self.ghosts.known.get_mut(&backend)
                 && ghosts > known.ghosts
             {
                 tracing::debug!(?backend, ghosts, "connections are counted that are gone");
+                self.ghosts.found += ghosts - known.ghosts;
                 known.ghosts = ghosts;
             }
         }

@@ -55,6 +55,7 @@ impl Runner {
         let mut counters: BTreeMap<String, u64> = BTreeMap::new();
         if let Some(Ok(kernel)) = self.kernel.datapath().map(|datapath| datapath.counters()) {
             counters.extend(kernel.into_iter().map(|(name, value)| (name.to_owned(), value)));
+            counters.insert("closed_untold".to_owned(), self.ghosts.found());
         }
         counters.extend(self.proxy.counters().iter().map(|(counter, value)| (counter.name().to_owned(), value)));
         Status {
