@@ -14,8 +14,17 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// A browser of its own, with an empty profile. Ends with this value.
 pub struct Browser {
     client: Client,
-    _driver: Child,
+    driver: Child,
     _profile: tempfile::TempDir,
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let group = self.driver.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
+        if let Some(group) = group {
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+    }
 }
 
 /// What the page of a sticky test says at its end.
@@ -40,6 +49,8 @@ impl Browser {
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
             .stdout(Stdio::piped())
+            // Chromium is in it, too, and would outlive a driver that is killed.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .expect("chromedriver is installed: cargo xtask test --apps does that");
@@ -63,14 +74,14 @@ impl Browser {
             .connect(&format!("http://127.0.0.1:{port}"))
             .await
             .expect("the browser starts");
-        Self { client, _driver: driver, _profile: profile }
+        Self { client, driver, _profile: profile }
     }
 
     /// Opens the page and waits until its `#result` says that it is done.
     pub async fn sticky_page(self, url: &str) -> Seen {
         self.client.goto(url).await.expect("the page loads");
         let seen = self.seen().await;
-        self.client.close().await.expect("the browser closes");
+        self.client.clone().close().await.expect("the browser closes");
         seen
     }
 
@@ -85,7 +96,7 @@ impl Browser {
             self.client.switch_to_window(tab).await.expect("the tab is there");
             seen.push(self.seen().await);
         }
-        self.client.close().await.expect("the browser closes");
+        self.client.clone().close().await.expect("the browser closes");
         seen
     }
 

@@ -150,7 +150,7 @@ enum Command {
     #[command(after_help = "Example:\n  homing check && homing reload")]
     Reload(Socket),
     /// The keys that cookies are sealed with.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  homing keys rotate")]
     Keys(orders::Keys),
     /// Print, or run, what a Linux host needs to be a remote backend of `l2`, `ipip` or `gue`.
     #[command(after_help = backend_setup::EXAMPLES)]
