@@ -205,6 +205,11 @@ impl Homing {
         assert!(ended.success(), "{ended}: {}", self.said());
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("homing runs").id()
+    }
+
     pub fn has_ended(&mut self) -> bool {
         self.child.as_mut().is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()))
     }

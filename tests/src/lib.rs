@@ -6,6 +6,8 @@ pub mod hosts;
 pub mod instance;
 pub mod network;
 pub mod packets;
+pub mod peers;
+pub mod raw;
 pub mod round_robin;
 pub mod session;
 pub mod shiny;

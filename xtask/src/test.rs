@@ -56,6 +56,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "e2e",
                 "affinity",
                 "refusals",
+                "abuse",
                 "backends",
                 "tunnels",
                 "promotion",

@@ -29,6 +29,8 @@ pub enum Refusal {
     Moved {
         location: HeaderValue,
     },
+    /// Its head can be read in two ways; so can all that follows.
+    Unclear,
     /// TRACE.
     Method,
     Connect,
@@ -55,7 +57,7 @@ impl Refusal {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::AboutServer => StatusCode::NO_CONTENT,
-            Self::Bad(_) => StatusCode::BAD_REQUEST,
+            Self::Bad(_) | Self::Unclear => StatusCode::BAD_REQUEST,
             Self::NoApp => StatusCode::NOT_FOUND,
             Self::Denied => StatusCode::FORBIDDEN,
             Self::TooFast => StatusCode::TOO_MANY_REQUESTS,
@@ -75,6 +77,7 @@ impl Refusal {
         match self {
             Self::AboutServer => String::new(),
             Self::Bad(reason) => format!("Bad request: {reason}."),
+            Self::Unclear => "Bad request: it can be read in more ways than one.".into(),
             Self::NoApp => "No app is served at this address.".into(),
             Self::Denied => format!("App {app} is not open to this client."),
             Self::TooFast => format!("Too many new connections to app {app}."),
@@ -115,7 +118,7 @@ impl Refusal {
         if let Self::Moved { location } = self {
             headers.insert(LOCATION, location.clone());
         }
-        if matches!(self, Self::Denied | Self::TooFast) {
+        if matches!(self, Self::Unclear | Self::Denied | Self::TooFast) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {

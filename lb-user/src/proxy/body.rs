@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::headers;
 use super::upstream::Lease;
 use crate::routing::Load;
 
@@ -63,9 +64,15 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Streaming { incoming, broken } => {
-                let polled = Pin::new(incoming).poll_frame(cx);
-                if matches!(polled, Poll::Ready(Some(Err(_)))) {
-                    broken.store(true, Ordering::Release);
+                let mut polled = Pin::new(incoming).poll_frame(cx);
+                match &mut polled {
+                    Poll::Ready(Some(Err(_))) => broken.store(true, Ordering::Release),
+                    Poll::Ready(Some(Ok(frame))) => {
+                        if let Some(trailers) = frame.trailers_mut() {
+                            headers::trailers_to_worker(trailers);
+                        }
+                    }
+                    _ => {}
                 }
                 polled
             }

@@ -3,23 +3,28 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 
-use http::header::{CONNECTION, EXPECT, HOST, HeaderMap, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, EXPECT, HOST, HeaderMap, HeaderValue, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::request::Parts;
 use http::{Method, Uri, Version};
 
 use super::answer::Refusal;
+use super::gate::Unclear;
 
 /// Refuses the request or brings it into the form that is forwarded: origin-form target and exactly one `Host`.
 /// `local` stands in for the host that an HTTP/1.0 client may leave out.
 pub fn check(parts: &mut Parts, local: SocketAddr) -> Result<(), Refusal> {
+    if parts.extensions.get::<Unclear>().is_some() {
+        return Err(Refusal::Unclear);
+    }
     check_method(&parts.method)?;
     check_expect(&parts.headers)?;
+    check_websocket(parts)?;
     check_host(parts, local)?;
     if parts.uri.path() == "*" {
         let asks = parts.method == Method::OPTIONS;
         return Err(if asks { Refusal::AboutServer } else { Refusal::Bad("the target * is for OPTIONS only") });
     }
-    Ok(())
+    check_target(&parts.uri)
 }
 
 /// Whether the request asks for another protocol that is passed on. `h2c` is not: the worker would answer in a
@@ -45,6 +50,8 @@ fn check_method(method: &Method) -> Result<(), Refusal> {
     match *method {
         // TRACE would echo cookies to whoever can make a browser send it (RFC 9110 section 9.3.8).
         Method::TRACE => Err(Refusal::Method),
+        // The same by another vendor's name.
+        _ if method.as_str() == "TRACK" => Err(Refusal::Method),
         Method::CONNECT => Err(Refusal::Connect),
         _ if method.as_str().bytes().any(|b| b.is_ascii_lowercase()) => {
             Err(Refusal::Bad("methods are case-sensitive and written in capitals"))
@@ -54,10 +61,63 @@ fn check_method(method: &Method) -> Result<(), Refusal> {
 }
 
 fn check_expect(headers: &HeaderMap) -> Result<(), Refusal> {
-    match headers.get(EXPECT) {
-        Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => Err(Refusal::Expect),
-        _ => Ok(()),
+    let can_be_met = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if headers.get_all(EXPECT).iter().all(can_be_met) { Ok(()) } else { Err(Refusal::Expect) }
+}
+
+/// A key is part of a WebSocket's request (RFC 6455 section 4.2.1); without one it is something else that only looks like it.
+fn check_websocket(parts: &Parts) -> Result<(), Refusal> {
+    let is_asked = || tokens(&parts.headers.get_all(UPGRADE)).any(|token| token.eq_ignore_ascii_case(b"websocket"));
+    if wants_upgrade(parts) && is_asked() && !parts.headers.contains_key(SEC_WEBSOCKET_KEY) {
+        return Err(Refusal::Bad("a WebSocket without a key"));
     }
+    Ok(())
+}
+
+/// What servers understand differently is refused: bytes that are none of a URI's, escapes of nothing or of NUL, and
+/// paths that leave the root. Else the path is the app's, and passed on as it came.
+fn check_target(uri: &Uri) -> Result<(), Refusal> {
+    let target = uri.path_and_query().map_or("/", |target| target.as_str());
+    if !target.is_ascii() {
+        return Err(Refusal::Bad("the target has characters that are not escaped"));
+    }
+    let path = uri.path();
+    if !path.starts_with('/') {
+        return Err(Refusal::Bad("the target is not a path"));
+    }
+    if path.contains('%') {
+        let path = unescape(path.as_bytes()).ok_or(Refusal::Bad("the path has an escape of no character"))?;
+        return check_dots(&path);
+    }
+    check_dots(path.as_bytes())
+}
+
+fn unescape(path: &[u8]) -> Option<Vec<u8>> {
+    let digit = |at: usize| path.get(at).and_then(|&byte| char::from(byte).to_digit(16));
+    let mut unescaped = Vec::with_capacity(path.len());
+    let mut at = 0;
+    while let Some(&byte) = path.get(at) {
+        let is_escape = byte == b'%';
+        let byte = if is_escape { (digit(at + 1)? * 16 + digit(at + 2)?) as u8 } else { byte };
+        if byte == 0 {
+            return None;
+        }
+        unescaped.push(byte);
+        at += if is_escape { 3 } else { 1 };
+    }
+    Some(unescaped)
+}
+
+fn check_dots(path: &[u8]) -> Result<(), Refusal> {
+    let mut depth = 0_usize;
+    for segment in path.split(|&byte| byte == b'/') {
+        depth = match segment {
+            b"" | b"." => depth,
+            b".." => depth.checked_sub(1).ok_or(Refusal::Bad("the path leads above the root"))?,
+            _ => depth + 1,
+        };
+    }
+    Ok(())
 }
 
 fn check_host(parts: &mut Parts, local: SocketAddr) -> Result<(), Refusal> {
@@ -107,11 +167,15 @@ pub fn is_host(bytes: &[u8]) -> bool {
             None => (bytes, None),
         },
     };
-    !host.is_empty() && host.iter().all(|&b| is_reg_name(b)) && port.is_none_or(is_port)
+    !host.is_empty()
+        && host.iter().all(|&b| is_reg_name(b))
+        && !host.windows(2).any(|two| two == b"..")
+        && port.is_none_or(is_port)
 }
 
+/// Without the comma, which is where two Hosts would have been joined.
 fn is_reg_name(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte)
+    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&byte)
 }
 
 /// RFC 3986 lets the port be empty.
@@ -146,9 +210,10 @@ mod tests {
         for good in ["a", "a.example:8080", "192.0.2.1", "[::1]:80", "[2001:db8::1]", "a:", "xn--bcher-kva.example"] {
             assert!(checked("GET", "/", &[("host", good)]).is_ok(), "{good}");
         }
-        for bad in
-            ["", "a@b/c", "a/b", "a b", "[::1", "[zz]:80", "a:99999", "a:b", "a:1:2", ":80", "a?b", "[::1]x", "a\\b"]
-        {
+        for bad in [
+            "", "a@b/c", "a/b", "a b", "[::1", "[zz]:80", "a:99999", "a:b", "a:1:2", ":80", "a?b", "[::1]x", "a\\b",
+            "a,b", "a..b",
+        ] {
             let refusal = checked("GET", "/", &[("host", bad)]).err();
             assert!(matches!(refusal, Some(Refusal::Bad(_))), "{bad:?}: {refusal:?}");
         }
@@ -177,9 +242,36 @@ mod tests {
     }
 
     #[test]
+    fn targets_that_servers_understand_differently_are_refused() {
+        for good in ["/a/../b", "/a/%2e%2e/b", "/a%2Fb/..", "/..a/...", "/a?../..%00%&%zz", "/%25", "/."] {
+            assert!(checked("GET", good, &[("host", "a")]).is_ok(), "{good}");
+        }
+        for bad in [
+            "/..",
+            "/../a",
+            "/a/../..",
+            "/%2e%2E/a",
+            "/a%2f../../b",
+            "//..",
+            "/./..",
+            "/%00",
+            "/%",
+            "/%2",
+            "/%g0",
+            "/\u{e9}",
+        ] {
+            let refusal = checked("GET", bad, &[("host", "a")]).err();
+            assert!(matches!(refusal, Some(Refusal::Bad(_))), "{bad:?}: {refusal:?}");
+        }
+    }
+
+    #[test]
     fn methods_and_expectations_that_are_not_forwarded_get_an_answer() {
         let host = [("host", "a")];
         assert!(matches!(checked("TRACE", "/", &host), Err(Refusal::Method)));
+        assert!(matches!(checked("TRACK", "/", &host), Err(Refusal::Method)));
+        let two = [("host", "a"), ("expect", "100-continue"), ("expect", "cake")];
+        assert!(matches!(checked("PUT", "/", &two), Err(Refusal::Expect)));
         assert!(matches!(checked("CONNECT", "b.example:443", &host), Err(Refusal::Connect)));
         assert!(matches!(checked("get", "/", &host), Err(Refusal::Bad(_))));
         assert!(matches!(checked("OPTIONS", "*", &host), Err(Refusal::AboutServer)));
@@ -188,6 +280,14 @@ mod tests {
         for fine in ["GET", "PATCH", "PROPFIND", "QUERY"] {
             assert!(checked(fine, "/", &[("host", "a"), ("expect", "100-Continue")]).is_ok(), "{fine}");
         }
+    }
+
+    #[test]
+    fn a_websocket_has_a_key() {
+        let upgrade = [("host", "a"), ("connection", "upgrade"), ("upgrade", "WebSocket")];
+        assert!(matches!(checked("GET", "/", &upgrade), Err(Refusal::Bad(_))));
+        assert!(checked("GET", "/", &[&upgrade[..], &[("sec-websocket-key", "x")]].concat()).is_ok());
+        assert!(checked("GET", "/", &[("host", "a"), ("upgrade", "websocket")]).is_ok(), "it asks for nothing");
     }
 
     #[test]

@@ -68,7 +68,14 @@ pub async fn handle(connection: Arc<Connection>, mut request: Request<Incoming>)
     };
     if matches!(
         refusal,
-        Some(Refusal::Bad(_) | Refusal::Method | Refusal::Connect | Refusal::Expect | Refusal::TooManyHeaders)
+        Some(
+            Refusal::Bad(_)
+                | Refusal::Unclear
+                | Refusal::Method
+                | Refusal::Connect
+                | Refusal::Expect
+                | Refusal::TooManyHeaders
+        )
     ) {
         inner.counters.add(Counter::RefusedBadRequest);
     }

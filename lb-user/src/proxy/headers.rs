@@ -143,11 +143,25 @@ pub fn tell_prefix(headers: &mut HeaderMap, prefix: &str) {
     headers.insert(X_FORWARDED_PREFIX, prefix);
 }
 
+/// Takes out of a request's trailers what must not come behind the body (RFC 9110 section 6.5.1), or not by the client.
+pub fn trailers_to_worker(trailers: &mut HeaderMap) {
+    let doomed: Vec<_> = trailers.keys().filter(|name| ends_here(name) || is_end_to_end(name)).cloned().collect();
+    for name in doomed {
+        trailers.remove(name);
+    }
+}
+
 /// Turns a worker's headers into what the client gets. `upgrade`: the answer is a 101 that is passed on.
 pub fn to_client(headers: &mut HeaderMap, upgrade: bool) {
     let protocol = upgrade.then(|| headers.get(UPGRADE).cloned()).flatten();
     // Transfer-Encoding: hyper frames the answer anew, as the client's version asks for.
-    strip(headers, |name| is_hop_by_hop(name) || *name == header::TRANSFER_ENCODING);
+    let is_chunked = headers.contains_key(header::TRANSFER_ENCODING);
+    strip(headers, |name| {
+        is_hop_by_hop(name)
+            || *name == header::TRANSFER_ENCODING
+            // Of two framings hyper has taken the chunks, and the other one would lie (RFC 9112 section 6.3).
+            || is_chunked && *name == header::CONTENT_LENGTH
+    });
     if upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         if let Some(protocol) = protocol {
@@ -184,6 +198,8 @@ fn ends_here(name: &HeaderName) -> bool {
         || *name == X_REQUEST_ID
         || name.as_str().starts_with("x-forwarded-")
         || name.as_str() == "x-real-ip"
+        // CGI makes HTTP_PROXY of it, which many programs take for the proxy to go by (CVE-2016-5385 and others).
+        || name.as_str() == "proxy"
         // CGI-like servers (WSGI among them) read `x_forwarded_for` as `x-forwarded-for`; nginx drops these too.
         || name.as_str().contains('_')
 }
@@ -293,6 +309,7 @@ mod tests {
                 ("forwarded", "for=6.6.6.6"),
                 ("x-request-id", "mine"),
                 ("x-real-ip", "6.6.6.6"),
+                ("proxy", "http://6.6.6.6/"),
             ],
             false,
         );
@@ -327,8 +344,17 @@ mod tests {
     }
 
     #[test]
+    fn trailers_say_nothing_that_a_head_must_say() {
+        let mut trailers =
+            map(&[("x-sum", "7"), ("x-forwarded-for", "6.6.6.6"), ("host", "b"), ("content-length", "1"), ("x_y", "")]);
+        trailers_to_worker(&mut trailers);
+        assert_eq!(names(&trailers), ["x-sum"]);
+    }
+
+    #[test]
     fn an_answer_loses_its_hop_by_hop_headers_only() {
         let mut headers = map(&[
+            ("content-length", "7"),
             ("connection", "close, x-hop"),
             ("x-hop", "1"),
             ("keep-alive", "timeout=5"),
@@ -339,5 +365,8 @@ mod tests {
         ]);
         to_client(&mut headers, false);
         assert_eq!(names(&headers), ["set-cookie", "x_odd"]);
+        let mut sized = map(&[("content-length", "7")]);
+        to_client(&mut sized, false);
+        assert_eq!(names(&sized), ["content-length"]);
     }
 }

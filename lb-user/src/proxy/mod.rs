@@ -18,6 +18,7 @@ mod counters;
 mod crowd;
 #[cfg(test)]
 mod encrypted;
+mod gate;
 mod guard;
 mod h2;
 mod handle;

@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use http::StatusCode;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -15,6 +16,7 @@ use tokio::time::timeout;
 use super::body::ResponseBody;
 use super::connection::Connection;
 use super::counters::Counter;
+use super::gate::{Gate, Unclear};
 use super::handle::handle;
 use super::limits::{
     BUFFER_BYTES_MAX, H2_CONNECTION_WINDOW_BYTES, H2_IDLE, H2_PENDING_RESETS_MAX, H2_PING_INTERVAL, H2_PING_TIMEOUT,
@@ -66,11 +68,18 @@ impl Settings {
         let shutdown = connection.shutdown.clone();
         let talk = Arc::new(Talk::default());
         let told = Arc::clone(&talk);
-        let service = service_fn(move |request: http::Request<Incoming>| {
-            let (connection, talk) = (Arc::clone(&connection), Arc::clone(&told));
+        let (stream, judgement) = Gate::new(stream);
+        let service = service_fn(move |mut request: http::Request<Incoming>| {
+            let (connection, talk, judgement) = (Arc::clone(&connection), Arc::clone(&told), Arc::clone(&judgement));
             talk.begins(&request);
+            if judgement.next_is_bad() {
+                request.extensions_mut().insert(Unclear);
+            }
             async move {
                 let response = handle(connection, request).await;
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    judgement.switch();
+                }
                 talk.is_asked.store(false, Ordering::Relaxed);
                 Ok::<_, Infallible>(response)
             }
@@ -172,7 +181,7 @@ impl Talk {
 
 async fn run<S>(
     proxy: &Inner,
-    served: http1::UpgradeableConnection<TokioIo<ClientStream>, S>,
+    served: http1::UpgradeableConnection<TokioIo<Gate<ClientStream>>, S>,
     talk: Arc<Talk>,
     mut shutdown: watch::Receiver<Shutdown>,
 ) where

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use super::connection::Connection;
 use super::counters::{Counter, Counters};
+use super::gate::Gate;
 use super::learn::{Heard, Learner};
 use super::limits::{HANDOFF_TIMEOUT, TUNNEL_CHUNK_BYTES, TUNNEL_HALF_CLOSED, TUNNEL_REBIND};
 use super::place::Place;
@@ -79,11 +80,16 @@ pub async fn run(connection: Arc<Connection>, app: u32, place: Place, client: On
         Ok(Err(error)) => return tracing::debug!(%error, "tunnel not opened: an end went away"),
         Err(_) => return tracing::debug!("tunnel not opened: the 101 was not taken in time"),
     };
-    // A stream of an HTTP/2 connection has no socket of its own.
-    let (mut client, to_worker) = under::<ClientStream>(client)
-        .unwrap_or_else(|stream| (ClientStream::Multiplexed(TokioIo::new(stream)), Bytes::new()));
+    // A stream of an HTTP/2 connection has no socket of its own, and no gate before it.
+    let (client, to_worker) = match under::<Gate<ClientStream>>(client) {
+        Ok((gate, to_worker)) => (gate.into_inner(), to_worker),
+        Err(stream) => (Some(ClientStream::Multiplexed(TokioIo::new(stream))), Bytes::new()),
+    };
     let Ok((mut worker, to_client)) = under::<Stream>(worker) else {
         return tracing::error!("tunnel not opened: an upgraded connection is not the stream it was");
+    };
+    let Some(mut client) = client else {
+        return tracing::debug!("tunnel not opened: the client did not wait for the 101");
     };
     let backend = route.backend;
     drop(route);

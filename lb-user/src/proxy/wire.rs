@@ -70,13 +70,26 @@ async fn bad_requests_are_answered_here() {
 }
 
 #[tokio::test]
-async fn of_two_framings_the_worker_sees_one() {
+async fn two_framings_are_refused_with_all_that_follows() {
     let workers = workers(1).await;
     let world = world(route(Affinity::Ip, routes(&workers))).await;
-    let head =
-        "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let answer = world.raw(&format!("{head}3\r\nabc\r\n0\r\n\r\n")).await;
-    assert!(answer.contains("body \"abc\"") && !answer.contains("content-length: 1\n"), "{answer}");
+    let good = "GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let answer = world.raw(&format!("{good}{head}3\r\nabc\r\n0\r\n\r\n{good}")).await;
+    assert_eq!(answer.matches("HTTP/1.1 200").count(), 1, "what came before is served: {answer}");
+    let refusal = answer.split("HTTP/1.1 400").nth(1).unwrap_or_else(|| panic!("not refused: {answer}"));
+    assert!(refusal.contains("connection: close\r\n") && !refusal.contains("HTTP/1.1"), "{refusal}");
+    assert_eq!(world.count(Counter::RefusedBadRequest), 1);
+}
+
+/// It is read as requests until the 101, and would be missing from what the worker gets.
+#[tokio::test]
+async fn a_client_that_does_not_wait_for_the_101_with_what_is_no_request_gets_no_tunnel() {
+    let eager = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: greet\r\n\r\nhello";
+    let world = world(route(Affinity::Ip, vec![raw_worker(0, move |_, _| eager).await])).await;
+    let answer = world.raw("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: greet\r\n\r\nx\n\nx").await;
+    assert!(!answer.contains("hello"), "{answer}");
+    assert_eq!(world.count(Counter::TunnelsOpened), 0);
 }
 
 #[tokio::test]
