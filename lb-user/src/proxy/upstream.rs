@@ -143,8 +143,8 @@ impl Upstreams {
         pools.retain(|(incarnation, client), pool| {
             let mut idle = pool.idle();
             idle.retain(Idle::is_usable);
-            // Clients come and go.
-            lives(incarnation) && (client.is_none() || !idle.is_empty())
+            // Clients come and go. A connection that is in use comes back to the pool that it was taken from.
+            lives(incarnation) && (client.is_none() || !idle.is_empty() || Arc::strong_count(pool) > 1)
         });
     }
 
