@@ -41,21 +41,18 @@ impl Inner {
         if let Some(place) = self.place(&route, visitor, cookies, shunned) {
             return Ok(place);
         }
-        drop(route);
         // Waiting is seldom, and kept out of what every request carries around.
-        Box::pin(self.wait(visitor, cookies, patience, shunned)).await
+        Box::pin(self.wait(route, visitor, cookies, patience, shunned)).await
     }
 
     async fn wait(
         &self,
+        route: Arc<AppRoute>,
         visitor: Visitor,
         cookies: &HeaderMap,
         patience: &mut Patience,
         shunned: Option<BackendId>,
     ) -> Result<Place, Refusal> {
-        let Some(route) = self.route(visitor.app) else {
-            return Err(Refusal::NoWorker { hold: Duration::ZERO });
-        };
         self.check_failed(&route)?;
         self.check_full(&route)?;
         let deadline = patience.deadline(route.hold);

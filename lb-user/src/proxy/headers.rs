@@ -73,7 +73,11 @@ impl Client {
 
     /// `Forwarded` of a request for this host.
     fn forwarded(&self, host: &HeaderValue) -> HeaderValue {
-        let (first, forwarded) = self.first_forwarded.get_or_init(|| (host.clone(), self.forwarded_with(host)));
+        let (first, forwarded) = self.first_forwarded.get_or_init(|| {
+            // A copy: a clone would keep the whole buffer that the request was read into for as long as the connection.
+            let host_alone = HeaderValue::from_bytes(host.as_bytes()).expect("it is a header value");
+            (host_alone, self.forwarded_with(host))
+        });
         if first == host { forwarded.clone() } else { self.forwarded_with(host) }
     }
 
@@ -256,6 +260,17 @@ mod tests {
 
     const ADDED: [&str; 6] =
         ["forwarded", "host", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-request-id"];
+
+    #[test]
+    fn a_connection_does_not_keep_the_buffer_that_its_first_request_was_read_into() {
+        let client = Client::new("192.0.2.7".parse().unwrap(), false);
+        let read = bytes::Bytes::from_static(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        let host = HeaderValue::from_maybe_shared(read.slice(22..23)).unwrap();
+        assert_eq!(client.forwarded(&host), "for=192.0.2.7;proto=http;host=\"a\"");
+        let (kept, _) = client.first_forwarded.get().unwrap();
+        assert_eq!(kept, host);
+        assert!(!read.as_ptr_range().contains(&kept.as_bytes().as_ptr()));
+    }
 
     #[test]
     fn hop_by_hop_headers_end_here_and_so_do_those_that_connection_lists() {
