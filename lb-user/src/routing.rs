@@ -8,17 +8,17 @@ mod door;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use lb_common::abi::{BackendId, Binding, BindingKey, Promotion, Service, Slot};
 use lb_common::addr::Addr;
 use lb_common::affinity::{self, Choice, Tables};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::address::Address;
-use crate::config::{Affinity, Cookie, Protect, SendProxy};
+use crate::config::{Affinity, Cookie, Http, Protect, SendProxy};
 
 pub use door::{Door, Found, Lost};
 
@@ -49,6 +49,8 @@ pub struct AppRoute {
     pub protect: Option<Arc<Protect>>,
     /// Connections to its workers begin with a PROXY header.
     pub send_proxy: Option<SendProxy>,
+    /// What its requests may be, and how long they may take.
+    pub http: Arc<Http>,
     /// A request is held this long for a worker, at most.
     pub hold: Duration,
     /// Prefixes, seed and timeouts as the datapath has them.
@@ -93,6 +95,10 @@ impl WorkerRoute {
 pub struct Load {
     /// Requests and tunnels in flight.
     pub open: AtomicU32,
+    /// Somebody waits for [`Self::freed`].
+    pub watched: AtomicBool,
+    /// Told when `open` went down while that was watched.
+    pub freed: Notify,
     /// Clients ever assigned to it by cookie.
     pub assigned: AtomicU64,
     /// Requests ever forwarded to it.

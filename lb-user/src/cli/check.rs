@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use super::{DONE, USAGE};
 use crate::config::isolation::size_in_words;
 use crate::config::{
-    self, Affinity, App, Backend, Config, Forward, Host, HttpOnly, Isolation, KernelPath, Protect, Rate, Tls,
+    self, Affinity, App, Backend, Config, Forward, Host, Http, HttpOnly, Isolation, KernelPath, Protect, Rate, Tls,
 };
 use crate::datapath;
 use crate::tls::{Certificate, Validity};
@@ -86,6 +86,13 @@ fn render(path: &Path, config: &Config, missing: Option<&str>, others: &[String]
                 out,
                 "  note      the kernel path sees the address of a proxy in front, not whom it speaks for; for an app behind a\n            \
                  trusted proxy set affinity = \"cookie\", or proxy_protocol = true"
+            );
+        }
+        if app.http != Http::default() && matches!(path, "kernel" | "both") {
+            let _ = writeln!(
+                out,
+                "  note      [app.http] and the times of requests hold for what comes by the HTTP path; a worker's own connections\n            \
+                 have the worker's own limits. affinity = \"cookie\" takes all clients to the HTTP path"
             );
         }
         for backend in &app.backends {

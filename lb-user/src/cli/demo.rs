@@ -140,6 +140,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
         },
         health: Health { path: None, interval: Duration::from_secs(5) },
         protect: config::Protect::default(),
+        http: config::Http::default(),
         client: config::Client { ipv4: 32, ipv6: 64, auto_promote: 16 },
         cookie: Cookie { secure: Secure::Never, ..Cookie::default() },
     };

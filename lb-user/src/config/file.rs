@@ -7,6 +7,7 @@ mod command;
 mod cookie;
 mod entrance;
 mod homing;
+mod http;
 mod isolation;
 mod listen;
 mod output;

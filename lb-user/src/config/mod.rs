@@ -3,6 +3,7 @@
 
 mod errors;
 pub mod file;
+pub mod http;
 pub mod isolation;
 mod location;
 mod route;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use errors::{Errors, Problem};
+pub use http::{ErrorPage, Http, Said};
 pub use isolation::Isolation;
 pub use route::{Host, Route};
 
@@ -104,6 +106,7 @@ pub struct App {
     pub health: Health,
     pub client: Client,
     pub protect: Protect,
+    pub http: Http,
     pub cookie: Cookie,
 }
 

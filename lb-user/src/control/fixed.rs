@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use super::remotes;
 use super::state::AppSpec;
-use crate::config::{Affinity, App, Backend, Cookie, Forward, Protect, Rate};
+use crate::config::{Affinity, App, Backend, Cookie, Forward, Http, Protect, Rate};
 use crate::datapath::Listed;
 use crate::proxy::CookieKeys;
 
@@ -22,6 +22,7 @@ pub(super) struct Fixed {
     pub(super) cookie: Arc<Cookie>,
     pub(super) name: Arc<str>,
     pub(super) protect: Option<Arc<Protect>>,
+    pub(super) http: Arc<Http>,
 }
 
 /// `id`: the app's number in the datapath's tables.
@@ -106,6 +107,7 @@ pub(super) fn fix(id: u32, app: &App, keys: &CookieKeys) -> Fixed {
         cookie: Arc::new(app.cookie.clone()),
         name: app.name.as_str().into(),
         protect: (app.protect != Protect::default()).then(|| Arc::new(app.protect.clone())),
+        http: Arc::new(app.http.clone()),
     }
 }
 

@@ -29,6 +29,7 @@ pub(super) fn snapshot(
             affinity: config.affinity_in_force(),
             cookie: Arc::clone(&fixed.cookie),
             protect: fixed.protect.clone(),
+            http: Arc::clone(&fixed.http),
             send_proxy: config.send_proxy,
             hold: config.timeouts.start,
             service: fixed.service,

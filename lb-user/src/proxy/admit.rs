@@ -1,9 +1,10 @@
 //! From a request to a place at a worker, at once or after a wait. Where that is, `place` decides.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::future::select_all;
 use http::header::HeaderMap;
 use lb_common::abi::BackendId;
 use tokio::time::{Instant, timeout_at};
@@ -11,17 +12,35 @@ use tokio::time::{Instant, timeout_at};
 use super::Inner;
 use super::answer::Refusal;
 use super::counters::Counter;
-use super::limits::{HELD_MAX, REFUSED_PAUSE};
+use super::limits::REFUSED_PAUSE;
 use super::place::{Place, Visitor};
-use crate::routing::{AppRoute, Notice, WorkerRoute};
+use crate::routing::{AppRoute, Load, Notice, WorkerRoute};
 
-/// How long one request still waits, over all its attempts; the clock starts with the first wait.
+/// How long one request has waited, over all its attempts.
 #[derive(Default)]
-pub struct Patience(Option<Instant>);
+pub struct Patience {
+    /// When it first had to.
+    since: Option<Instant>,
+    held: Duration,
+}
 
 impl Patience {
-    fn deadline(&mut self, hold: Duration) -> Instant {
-        *self.0.get_or_insert_with(|| Instant::now() + hold)
+    /// When the first wait began, which may be this one.
+    fn since(&mut self) -> Instant {
+        *self.since.get_or_insert_with(Instant::now)
+    }
+
+    /// Waits for it, and adds that up.
+    async fn wait_for<T>(&mut self, what: impl Future<Output = T>) -> T {
+        let begun = Instant::now();
+        let waited = what.await;
+        self.held += begun.elapsed();
+        waited
+    }
+
+    /// Spent in queues and on workers that are just leaving.
+    pub const fn held(&self) -> Duration {
+        self.held
     }
 }
 
@@ -42,7 +61,8 @@ impl Inner {
             return Ok(place);
         }
         // Waiting is seldom, and kept out of what every request carries around.
-        Box::pin(self.wait(route, visitor, cookies, patience, shunned)).await
+        let since = patience.since();
+        Box::pin(patience.wait_for(self.wait(route, visitor, cookies, since, shunned))).await
     }
 
     async fn wait(
@@ -50,31 +70,52 @@ impl Inner {
         route: Arc<AppRoute>,
         visitor: Visitor,
         cookies: &HeaderMap,
-        patience: &mut Patience,
+        since: Instant,
         shunned: Option<BackendId>,
     ) -> Result<Place, Refusal> {
         self.check_failed(&route)?;
-        self.check_full(&route)?;
-        let deadline = patience.deadline(route.hold);
+        let (ready, room) = (since + route.hold, since + route.http.full);
+        if is_full(&route) && route.http.full.is_zero() {
+            tracing::debug!(app = &*route.name, "request refused: every worker is full");
+            return Err(self.refused(Counter::RefusedFull, Refusal::Full));
+        }
+        let turn = self.queues.join(visitor.app, route.http.queue);
+        let turn = turn.ok_or_else(|| self.refused(Counter::RefusedHeldFull, Refusal::HeldFull))?;
         drop(route);
-        let _held = Held::new(&self.holding, visitor.app)
-            .ok_or_else(|| self.refused(Counter::RefusedHeldFull, Refusal::HeldFull))?;
         self.counters.add(Counter::Held);
         let mut changes = self.routing.snapshots.clone();
         loop {
             // Looked at and marked as seen in one step, so that no change is slept through.
             let route = changes.borrow_and_update().apps.get(&visitor.app).map(Arc::clone);
             let Some(route) = route else { return Err(Refusal::NoWorker { hold: Duration::ZERO }) };
+            // Before room is looked for, so that none is given up unseen.
+            let vacancies = turn.is_first().then(|| Vacancies::watch(&route));
             if let Some(place) = self.place(&route, visitor, cookies, shunned) {
                 return Ok(place);
             }
+            turn.pass_on();
             self.check_failed(&route)?;
-            self.check_full(&route)?;
             self.notify(Notice::Demand { app: visitor.app });
-            let hold = route.hold;
+            let (deadline, counter, refusal) = if is_full(&route) {
+                (room, Counter::RefusedFull, Refusal::Full)
+            } else {
+                (ready, Counter::RefusedNoWorker, Refusal::NoWorker { hold: route.hold })
+            };
             drop(route);
-            if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
-                return Err(self.refused(Counter::RefusedNoWorker, Refusal::NoWorker { hold }));
+            let change = async {
+                // Only the first one looks out; it calls the others.
+                let Some(vacancies) = &vacancies else {
+                    turn.called().await;
+                    return Ok(());
+                };
+                tokio::select! {
+                    () = turn.called() => Ok(()),
+                    () = vacancies.one() => Ok(()),
+                    changed = changes.changed() => changed,
+                }
+            };
+            if !matches!(timeout_at(deadline, change).await, Ok(Ok(()))) {
+                return Err(self.refused(counter, refusal));
             }
         }
     }
@@ -82,12 +123,12 @@ impl Inner {
     /// After `backend` refused a connection: waits until control has taken it out, at most [`REFUSED_PAUSE`].
     pub(super) async fn await_departure(&self, app: u32, backend: BackendId, patience: &mut Patience) {
         let Some(hold) = self.route(app).map(|route| route.hold) else { return };
-        let deadline = patience.deadline(hold).min(Instant::now() + REFUSED_PAUSE);
+        let deadline = (patience.since() + hold).min(Instant::now() + REFUSED_PAUSE);
         let mut changes = self.routing.snapshots.clone();
         let gone =
             changes.wait_for(|snapshot| snapshot.apps.get(&app).is_none_or(|route| route.worker(backend).is_none()));
         // Gone or not, the caller chooses again.
-        drop(timeout_at(deadline, gone).await);
+        drop(patience.wait_for(timeout_at(deadline, gone)).await);
     }
 
     pub(super) fn route(&self, app: u32) -> Option<Arc<AppRoute>> {
@@ -107,57 +148,39 @@ impl Inner {
         Err(self.refused(Counter::RefusedFailed, Refusal::Failed))
     }
 
-    /// Nobody has room: who is new need not wait where no worker will come.
-    fn check_full(&self, route: &AppRoute) -> Result<(), Refusal> {
-        let mut workers = route.workers.iter().filter(|worker| !worker.draining).peekable();
-        if route.may_grow || workers.peek().is_none() || workers.any(WorkerRoute::has_room) {
-            return Ok(());
-        }
-        tracing::debug!(app = &*route.name, "request refused: every worker is full");
-        Err(self.refused(Counter::RefusedFull, Refusal::Full))
-    }
-
     fn refused(&self, counter: Counter, refusal: Refusal) -> Refusal {
         self.counters.add(counter);
         refusal
     }
 }
 
-/// Requests that wait for a worker now, per app.
-#[derive(Default)]
-pub struct Holding(Mutex<HashMap<u32, usize>>);
-
-impl Holding {
-    pub fn of(&self, app: u32) -> usize {
-        self.table().get(&app).copied().unwrap_or(0)
-    }
-
-    fn table(&self) -> MutexGuard<'_, HashMap<u32, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Nobody has room, and no worker with more of it will come.
+fn is_full(route: &AppRoute) -> bool {
+    let mut workers = route.workers.iter().filter(|worker| !worker.draining).peekable();
+    !route.may_grow && workers.peek().is_some() && !workers.any(WorkerRoute::has_room)
 }
 
-/// A held request, counted; at most [`HELD_MAX`] at once.
-struct Held<'a> {
-    holding: &'a Holding,
-    app: u32,
-}
+/// Room that is given back at an app's workers, told for as long as this lives. One at a time for each app.
+struct Vacancies(Vec<Arc<Load>>);
 
-impl<'a> Held<'a> {
-    fn new(holding: &'a Holding, app: u32) -> Option<Self> {
-        let mut table = holding.table();
-        if table.values().sum::<usize>() >= HELD_MAX {
-            return None;
+impl Vacancies {
+    fn watch(route: &AppRoute) -> Self {
+        let loads = Self(route.workers.iter().map(|worker| Arc::clone(&worker.load)).collect());
+        loads.0.iter().for_each(|load| load.watched.store(true, Ordering::SeqCst));
+        loads
+    }
+
+    /// Completes when a worker has one request or tunnel less than a moment ago.
+    async fn one(&self) {
+        match self.0.as_slice() {
+            [] => std::future::pending().await,
+            loads => drop(select_all(loads.iter().map(|load| Box::pin(load.freed.notified()))).await),
         }
-        *table.entry(app).or_insert(0) += 1;
-        Some(Self { holding, app })
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Vacancies {
     fn drop(&mut self) {
-        if let Some(held) = self.holding.table().get_mut(&self.app) {
-            *held -= 1;
-        }
+        self.0.iter().for_each(|load| load.watched.store(false, Ordering::SeqCst));
     }
 }

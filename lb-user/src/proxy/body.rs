@@ -2,12 +2,14 @@
 //! to its pool, the worker's load goes down.
 
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::headers;
 use super::upstream::Lease;
@@ -25,71 +27,165 @@ impl LoadGuard {
 
 impl Drop for LoadGuard {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        // In one order with `watched` for all threads: either this sees who waits, or who waits sees the room.
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+        if self.0.watched.load(Ordering::SeqCst) {
+            self.0.freed.notify_one();
+        }
     }
+}
+
+/// What a request's body may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Bytes.
+    pub size_max: Option<u64>,
+    /// Silence of the client.
+    pub pause_max: Option<Duration>,
 }
 
 /// A request's body towards the worker.
 pub enum RequestBody {
     Empty,
-    Streaming {
-        incoming: Incoming,
-        /// Set when the client's end broke, so that the worker is not blamed.
-        broken: Arc<AtomicBool>,
-    },
+    Streaming(Box<Upload>),
+}
+
+/// A body as it arrives.
+pub struct Upload {
+    incoming: Incoming,
+    passage: Arc<Passage>,
+    /// Bytes that may still come.
+    left: u64,
+    pause_max: Option<Duration>,
+    /// Runs while the client is waited for.
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+/// How far a request's body is on its way to the worker.
+pub struct Passage {
+    fault: AtomicU8,
+    last: Mutex<Instant>,
+}
+
+/// Why a body did not come to its end, where the worker is not to blame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[repr(u8)]
+pub enum Fault {
+    #[error("the client's body broke off or is malformed")]
+    Broken = 1,
+    #[error("the client fell silent in the midst of its body")]
+    Slow,
+    #[error("the body is larger than the app takes")]
+    TooLarge,
+}
+
+impl Default for Passage {
+    fn default() -> Self {
+        Self { fault: AtomicU8::new(0), last: Mutex::new(Instant::now()) }
+    }
+}
+
+impl Passage {
+    pub fn fault(&self) -> Option<Fault> {
+        [Fault::Broken, Fault::Slow, Fault::TooLarge]
+            .into_iter()
+            .find(|fault| *fault as u8 == self.fault.load(Ordering::Acquire))
+    }
+
+    /// When something of it last went on.
+    pub fn last(&self) -> Instant {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fail(&self, fault: Fault) -> Fault {
+        self.fault.store(fault as u8, Ordering::Release);
+        fault
+    }
+
+    pub fn goes_on(&self) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
 }
 
 impl RequestBody {
-    pub fn new(incoming: Incoming) -> Self {
-        if incoming.is_end_stream() { Self::Empty } else { Self::Streaming { incoming, broken: Arc::default() } }
+    pub fn new(incoming: Incoming, bounds: Bounds) -> Self {
+        if incoming.is_end_stream() {
+            return Self::Empty;
+        }
+        Self::Streaming(Box::new(Upload {
+            incoming,
+            passage: Arc::default(),
+            left: bounds.size_max.unwrap_or(u64::MAX),
+            pause_max: bounds.pause_max,
+            pause: None,
+        }))
     }
 
     pub fn is_empty(&self) -> bool {
         matches!(self, Self::Empty)
     }
 
-    pub fn broken_flag(&self) -> Option<Arc<AtomicBool>> {
+    pub fn passage(&self) -> Option<Arc<Passage>> {
         match self {
             Self::Empty => None,
-            Self::Streaming { broken, .. } => Some(Arc::clone(broken)),
+            Self::Streaming(upload) => Some(Arc::clone(&upload.passage)),
         }
+    }
+}
+
+impl Upload {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+            return self.poll_pause(cx).map(|()| Some(Err(self.passage.fail(Fault::Slow))));
+        };
+        self.pause = None;
+        self.passage.goes_on();
+        Poll::Ready(match frame {
+            None => None,
+            Some(Err(_)) => Some(Err(self.passage.fail(Fault::Broken))),
+            Some(Ok(mut frame)) => {
+                let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+                if length > self.left {
+                    return Poll::Ready(Some(Err(self.passage.fail(Fault::TooLarge))));
+                }
+                self.left -= length;
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::trailers_to_worker(trailers);
+                }
+                Some(Ok(frame))
+            }
+        })
+    }
+
+    /// Completes when the client has been silent for too long.
+    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(pause_max) = self.pause_max else { return Poll::Pending };
+        self.pause.get_or_insert_with(|| Box::pin(sleep(pause_max))).as_mut().poll(cx)
     }
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Fault;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Streaming { incoming, broken } => {
-                let mut polled = Pin::new(incoming).poll_frame(cx);
-                match &mut polled {
-                    Poll::Ready(Some(Err(_))) => broken.store(true, Ordering::Release),
-                    Poll::Ready(Some(Ok(frame))) => {
-                        if let Some(trailers) = frame.trailers_mut() {
-                            headers::trailers_to_worker(trailers);
-                        }
-                    }
-                    _ => {}
-                }
-                polled
-            }
+            Self::Streaming(upload) => upload.poll(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Streaming { incoming, .. } => incoming.is_end_stream(),
+            Self::Streaming(upload) => upload.incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Streaming { incoming, .. } => incoming.size_hint(),
+            Self::Streaming(upload) => upload.incoming.size_hint(),
         }
     }
 }

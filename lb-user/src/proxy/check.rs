@@ -3,12 +3,13 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 
-use http::header::{CONNECTION, EXPECT, HOST, HeaderMap, HeaderValue, SEC_WEBSOCKET_KEY, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderValue, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::request::Parts;
 use http::{Method, Uri, Version};
 
 use super::answer::Refusal;
 use super::gate::Unclear;
+use crate::config::Http;
 
 /// Refuses the request or brings it into the form that is forwarded: origin-form target and exactly one `Host`.
 /// `local` stands in for the host that an HTTP/1.0 client may leave out.
@@ -25,6 +26,26 @@ pub fn check(parts: &mut Parts, local: SocketAddr) -> Result<(), Refusal> {
         return Err(if asks { Refusal::AboutServer } else { Refusal::Bad("the target * is for OPTIONS only") });
     }
     check_target(&parts.uri)
+}
+
+/// Refuses what is larger than the app takes, as far as the head tells. A body that does not say its length is counted as
+/// it comes.
+pub fn bounds(parts: &Parts, http: &Http) -> Result<(), Refusal> {
+    if let Some(head_max) = http.head_max {
+        // As RFC 9112 writes them: the target, and for each header a colon, a space and an end of line.
+        let target = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
+        let headers = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+        if target + headers.sum::<usize>() > head_max as usize {
+            return Err(Refusal::HeadTooLarge);
+        }
+    }
+    if let Some(body_max) = http.body_max {
+        let length = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if length.is_some_and(|length| length > body_max) {
+            return Err(Refusal::BodyTooLarge);
+        }
+    }
+    Ok(())
 }
 
 /// Whether the request asks for another protocol that is passed on. `h2c` is not: the worker would answer in a

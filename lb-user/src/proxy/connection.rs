@@ -64,7 +64,7 @@ impl Connection {
     /// Counts the connection as the app's, too, and as this client's there, unless it is already.
     ///
     /// # Errors
-    /// Which of the app's lists or rates is against it, counted.
+    /// Which of the app's lists, rates or bounds is against it, counted.
     pub fn join(&self, app: u32, door: &Door, client: &Client) -> Result<(), Counter> {
         let is_it = |member: &Member| member.app == app && member.address == client.address;
         if self.first.get().is_some_and(is_it) {
@@ -96,7 +96,12 @@ impl Connection {
             proxy.counters.add(refusal);
             return Err(refusal);
         }
-        Ok(Member { app, address, _open: proxy.connections.open(app), _in_crowd: crowd::join(proxy, app, address) })
+        let most = proxy.route(app).and_then(|route| route.http.max_connections);
+        let Some(open) = proxy.connections.open(app, most) else {
+            proxy.counters.add(Counter::RefusedConnections);
+            return Err(Counter::RefusedConnections);
+        };
+        Ok(Member { app, address, _open: open, _in_crowd: crowd::join(proxy, app, address) })
     }
 }
 
@@ -115,11 +120,11 @@ impl OpenConnections {
         Arc::clone(gauges.entry(app).or_default())
     }
 
-    /// Counts one more until the value is dropped.
-    fn open(&self, app: u32) -> Open {
-        let gauge = self.gauge(app);
-        gauge.fetch_add(1, Ordering::Relaxed);
-        Open(gauge)
+    /// Counts one more until the value is dropped, unless there are `most` already.
+    fn open(&self, app: u32, most: Option<u32>) -> Option<Open> {
+        let open = Open(self.gauge(app));
+        let before = open.0.fetch_add(1, Ordering::Relaxed);
+        most.is_none_or(|most| before < most as usize).then_some(open)
     }
 }
 

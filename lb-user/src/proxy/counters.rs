@@ -57,6 +57,14 @@ counters! {
     RefusedFull = "http_refused_full",
     /// Requests refused because too many are held already.
     RefusedHeldFull = "http_refused_held_full",
+    /// Connections refused because the app has `http.max_connections`.
+    RefusedConnections = "http_refused_connections",
+    /// Requests refused because their client asks faster than `http.client_rate` (429).
+    RefusedRate = "http_refused_rate",
+    /// Requests refused because they are larger than `http.head_max` or `http.body_max` (413, 431).
+    RefusedTooLarge = "http_refused_too_large",
+    /// Requests given up because their client fell silent in the midst of the body (408).
+    RefusedBodySlow = "http_refused_body_slow",
     /// Requests refused as malformed or unsupported (400, 405, 417, 431, 501).
     RefusedBadRequest = "http_refused_bad_request",
     /// Requests for a host or path that no app on their address has.
@@ -91,12 +99,16 @@ counters! {
     Retried = "http_retried",
     /// Requests answered with 502 because the worker broke before its answer.
     UpstreamError = "http_upstream_error",
+    /// Requests answered with 504 because the worker did not answer within `timeouts.response`.
+    UpstreamTimeout = "http_upstream_timeout",
     /// Answers of a worker that broke off midway.
     UpstreamBroke = "http_upstream_broke",
     /// Tunnels opened after a worker's 101.
     TunnelsOpened = "http_tunnels_opened",
     /// Tunnels closed, for whatever reason.
     TunnelsClosed = "http_tunnels_closed",
+    /// Tunnels closed because one end, or both, said nothing for too long (`timeouts.websocket_idle`, `websocket_read`).
+    TunnelsSilent = "http_tunnels_silent",
     /// Notices to control that were dropped because its queue was full.
     NoticesDropped = "http_notices_dropped",
 }

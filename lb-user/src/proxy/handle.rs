@@ -1,17 +1,19 @@
 //! One request from its head to the head of its answer, through the layers in order.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use http::header::{COOKIE, HOST, HeaderValue, SET_COOKIE};
+use http::header::{ACCEPT, COOKIE, HOST, HeaderValue, SET_COOKIE};
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
+use tokio::time::timeout_at;
 
 use super::admit::Patience;
-use super::answer::{self, Refusal};
-use super::body::{RequestBody, ResponseBody};
+use super::answer::{self, About, Form, Refusal};
+use super::body::{Bounds, Fault, Passage, RequestBody, ResponseBody};
 use super::connection::Connection;
 use super::cookie::{self, Presented};
 use super::counters::Counter;
@@ -32,17 +34,18 @@ const ATTEMPTS: u32 = 2;
 struct Decision {
     worker: u32,
     rule: Rule,
+    /// How long it waited for that place.
+    held: Duration,
 }
 
 pub async fn handle(connection: Arc<Connection>, mut request: Request<Incoming>) -> Response<ResponseBody> {
     let inner = &connection.proxy;
     inner.counters.add(Counter::Requests);
-    let html = answer::wants_html(request.headers());
     // What the log line needs is kept only if there will be one.
-    let logged = tracing::enabled!(tracing::Level::DEBUG)
-        .then(|| (Instant::now(), request.method().clone(), request.uri().path().to_owned()));
+    let logged = tracing::enabled!(tracing::Level::DEBUG).then(|| (Instant::now(), request.uri().path().to_owned()));
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
+    let (method, accept) = (parts.method.clone(), parts.headers.get(ACCEPT).cloned());
     let is_h2 = parts.version == Version::HTTP_2;
     let bootstrap = if is_h2 { h2::normalise(&mut parts, !body.is_end_stream()) } else { Ok(None) };
     let told = connection.speaks_for_others.as_ref().map(|trusted| {
@@ -50,48 +53,48 @@ pub async fn handle(connection: Arc<Connection>, mut request: Request<Incoming>)
         trust::client(&parts.headers, address, is_secure, trusted)
     });
     let client = told.as_ref().unwrap_or(&connection.client);
+    let number = inner.ids.number();
+    let id = || client.id.clone().unwrap_or_else(|| inner.ids.value(number));
     let arrived = bootstrap
         .map_err(|refusal| (None, refusal))
         .and_then(|bootstrap| Ok((arrive(&connection, client, &mut parts)?, bootstrap)));
-    let (name, outcome) = match arrived {
+    let (app, outcome) = match arrived {
         Ok((arrival, bootstrap)) => {
-            let name = arrival.route.as_ref().map(|route| Arc::clone(&route.name));
+            let app = arrival.app;
             let upgrade = check::wants_upgrade(&parts).then_some(Upgrade { client: on_upgrade, bootstrap });
-            (name, forward(&connection, client, parts, body, upgrade, arrival).await)
+            (Some(app), forward(&connection, client, id(), parts, body, upgrade, arrival).await)
         }
-        Err((name, refusal)) => (name, Err(refusal)),
+        Err((app, refusal)) => (app, Err(refusal)),
     };
-    let name = name.unwrap_or_else(|| Arc::from("(none)"));
+    let route = || app.and_then(|app| inner.route(app));
+    let name = |route: &Option<Arc<AppRoute>>| route.as_ref().map_or("(none)".into(), |route| Arc::clone(&route.name));
     let (mut response, decision, refusal) = match outcome {
         Ok((response, decision)) => (response, Some(decision), None),
-        Err(refusal) => (refusal.response(&name, html), None, Some(refusal)),
+        Err(refusal) => {
+            refusal.counter().inspect(|&counter| inner.counters.add(counter));
+            let (route, id) = (route(), id());
+            let about = About {
+                app: &name(&route),
+                page: route.as_ref().and_then(|route| route.http.error_page.as_deref()),
+                request_id: &String::from_utf8_lossy(id.as_bytes()),
+            };
+            (refusal.response(&about, Form::of(&method, accept.as_ref())), None, Some(refusal))
+        }
     };
-    if matches!(
-        refusal,
-        Some(
-            Refusal::Bad(_)
-                | Refusal::Unclear
-                | Refusal::Method
-                | Refusal::Connect
-                | Refusal::Expect
-                | Refusal::TooManyHeaders
-        )
-    ) {
-        inner.counters.add(Counter::RefusedBadRequest);
-    }
     if is_h2 {
         h2::finish(&mut response);
     }
-    if let Some((since, method, path)) = logged {
+    if let Some((since, path)) = logged {
         // Without the query: it is where people put secrets.
         tracing::debug!(
-            app = &*name,
-            client = %told.as_ref().unwrap_or(&connection.client).address,
+            app = &*name(&route()),
+            client = %client.address,
             %method,
             path,
             status = response.status().as_u16(),
             worker = decision.as_ref().map(|d| d.worker),
             rule = decision.as_ref().map(|d| d.rule.name()),
+            held_ms = decision.as_ref().map(|d| d.held.as_secs_f64() * 1e3),
             refusal = refusal.map(tracing::field::debug),
             ms = since.elapsed().as_secs_f64() * 1e3,
             "request"
@@ -109,7 +112,7 @@ struct Arrival {
 }
 
 /// Checks the request, finds its app and takes the app's path off, if that is so configured.
-fn arrive(connection: &Connection, client: &Client, parts: &mut Parts) -> Result<Arrival, (Option<Arc<str>>, Refusal)> {
+fn arrive(connection: &Connection, client: &Client, parts: &mut Parts) -> Result<Arrival, (Option<u32>, Refusal)> {
     let inner = &connection.proxy;
     check::check(parts, connection.local).map_err(|refusal| (None, refusal))?;
     let door = connection.door();
@@ -120,17 +123,21 @@ fn arrive(connection: &Connection, client: &Client, parts: &mut Parts) -> Result
     let host = parts.headers.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
     let Found { app, stripped } = door.find(host, parts.uri.path()).map_err(|lost| match lost {
         Lost::Dots => (None, Refusal::Bad("a path here has no segments of dots")),
-        Lost::Nobody => {
-            inner.counters.add(Counter::RefusedNoApp);
-            (None, Refusal::NoApp)
-        }
+        Lost::Nobody => (None, Refusal::NoApp),
     })?;
     let route = inner.route(app);
-    let refused = |refusal| (route.as_ref().map(|route| Arc::clone(&route.name)), refusal);
+    let refused = |refusal| (Some(app), refusal);
     connection.join(app, &door, client).map_err(|why| match why {
         Counter::Denied => refused(Refusal::Denied),
+        Counter::RefusedConnections => refused(Refusal::TooManyConnections),
         _ => refused(Refusal::TooFast),
     })?;
+    if let Some(route) = &route {
+        if inner.pace.refuses_request(route, client.address) {
+            return Err(refused(Refusal::TooManyRequests));
+        }
+        check::bounds(parts, &route.http).map_err(refused)?;
+    }
     let outer = client.prefix.as_deref();
     let prefix = match stripped {
         None => outer.map(str::to_owned),
@@ -156,6 +163,7 @@ fn without(prefix: &str, end: usize, target: &Uri) -> Result<Uri, Refusal> {
 async fn forward(
     connection: &Arc<Connection>,
     client: &Client,
+    id: HeaderValue,
     mut parts: Parts,
     body: Incoming,
     upgrade: Option<Upgrade>,
@@ -166,7 +174,7 @@ async fn forward(
     if upgrade.is_some() && !body.is_end_stream() {
         return Err(Refusal::Bad("a request to switch protocols has no body"));
     }
-    headers::to_worker(&mut parts.headers, client, &inner.ids, upgrade.is_some());
+    headers::to_worker(&mut parts.headers, client, id, upgrade.is_some());
     if let Some(prefix) = prefix {
         headers::tell_prefix(&mut parts.headers, &prefix);
     }
@@ -189,6 +197,9 @@ async fn forward(
         let source = if is_its_own { connection.source } else { (client.address, 0).into() };
         Introduction { client: source, header: introduce(version, source, connection.local) }
     });
+    let http = route.as_deref().map(|route| &*route.http);
+    let bounds = Bounds { size_max: http.and_then(|http| http.body_max), pause_max: http.and_then(|http| http.body) };
+    let answer_within = http.and_then(|http| http.response);
     drop(route);
     let navigates = upgrade.is_none() && answer::navigates(&parts);
     let session = learn::session_of(parts.uri.path()).and_then(|id| inner.sessions.find(app, id, Instant::now()));
@@ -201,8 +212,8 @@ async fn forward(
         navigates,
         session,
     };
-    let request = Request::from_parts(parts, RequestBody::new(body));
-    Attempt { connection, visitor, cookie, upgrade, introduction }.run(request).await
+    let request = Request::from_parts(parts, RequestBody::new(body, bounds));
+    Attempt { connection, visitor, cookie, upgrade, introduction, answer_within }.run(request).await
 }
 
 /// A request that is ready to be placed and sent.
@@ -213,6 +224,8 @@ struct Attempt<'a> {
     cookie: Option<Arc<config::Cookie>>,
     upgrade: Option<Upgrade>,
     introduction: Option<Introduction>,
+    /// From the last of the request to the head of the answer.
+    answer_within: Option<Duration>,
 }
 
 /// A client that wants another protocol.
@@ -231,16 +244,20 @@ impl Attempt<'_> {
             let place = inner.admit(self.visitor, request.headers(), &mut patience, shunned).await?;
             let shown: Vec<HeaderValue> = self.hide_cookie(&mut request);
             let introduction = self.introduction.as_ref();
-            let sent = match self.upgrade {
-                // What is seldom is kept out of what every request carries around.
-                Some(_) => Box::pin(inner.upstreams.send_alone(&place.worker, introduction, request)).await,
-                None => inner.upstreams.send(&place.worker, introduction, request).await,
+            let passage = request.body().passage();
+            let sending = async {
+                match self.upgrade {
+                    // What is seldom is kept out of what every request carries around.
+                    Some(_) => Box::pin(inner.upstreams.send_alone(&place.worker, introduction, request)).await,
+                    None => inner.upstreams.send(&place.worker, introduction, request).await,
+                }
             };
+            let sent = within(self.answer_within, passage.as_deref(), sending).await?;
             let backend = place.worker.backend;
             match sent {
                 Ok((response, lease)) => {
                     place.worker.load.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    let decision = Decision { worker: place.worker.number, rule: place.rule };
+                    let decision = Decision { worker: place.worker.number, rule: place.rule, held: patience.held() };
                     let response = match (response.status(), self.upgrade.take()) {
                         // To an extended CONNECT every success means that the tunnel is open.
                         (status, Some(Upgrade { bootstrap: Some(bootstrap), .. }))
@@ -291,7 +308,13 @@ impl Attempt<'_> {
                     inner.notify(Notice::Unreachable { backend });
                     return Err(Refusal::Broke);
                 }
-                Err(SendError::ClientBody) => return Err(Refusal::Bad("the body broke off or is malformed")),
+                Err(SendError::ClientBody(fault)) => {
+                    return Err(match fault {
+                        Fault::Broken => Refusal::Bad("the body broke off or is malformed"),
+                        Fault::Slow => Refusal::BodyTooSlow,
+                        Fault::TooLarge => Refusal::BodyTooLarge,
+                    });
+                }
             }
         }
         Err(Refusal::Unreachable)
@@ -323,6 +346,26 @@ impl Attempt<'_> {
     }
 }
 
+/// The answer, if its head comes within `after` of the last of the request, whose body may take its time.
+async fn within<T>(
+    after: Option<Duration>,
+    passage: Option<&Passage>,
+    sending: impl Future<Output = T>,
+) -> Result<T, Refusal> {
+    let Some(after) = after else { return Ok(sending.await) };
+    let mut sending = pin!(sending);
+    let mut deadline = tokio::time::Instant::now() + after;
+    loop {
+        if let Ok(sent) = timeout_at(deadline, sending.as_mut()).await {
+            return Ok(sent);
+        }
+        match passage.map(|passage| passage.last() + after) {
+            Some(later) if later > deadline => deadline = later,
+            _ => return Err(Refusal::TooLate { after }),
+        }
+    }
+}
+
 fn restore_cookie(request: &mut Request<RequestBody>, shown: Vec<HeaderValue>) {
     request.headers_mut().remove(COOKIE);
     for value in shown {
@@ -337,4 +380,33 @@ fn answered(mut response: Response<Incoming>, upgrade: bool, set_cookie: Option<
         response.headers_mut().append(SET_COOKIE, cookie);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::sleep;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_for_an_answer_begins_when_the_body_has_come() {
+        let passage = Passage::default();
+        let upload = async {
+            for _ in 0..20 {
+                sleep(4 * SECOND).await;
+                passage.goes_on();
+            }
+            std::future::pending().await
+        };
+        let begun = tokio::time::Instant::now();
+        let refused = tokio::select! {
+            refused = within(Some(10 * SECOND), Some(&passage), std::future::pending::<()>()) => refused,
+            refused = upload => refused,
+        };
+        assert_eq!((refused, begun.elapsed()), (Err(Refusal::TooLate { after: 10 * SECOND }), 90 * SECOND));
+        assert_eq!(within(Some(10 * SECOND), None, sleep(9 * SECOND)).await, Ok(()));
+        assert!(within(Some(10 * SECOND), None, sleep(11 * SECOND)).await.is_err());
+        assert_eq!(within(None, None, sleep(9_999 * SECOND)).await, Ok(()));
+    }
 }

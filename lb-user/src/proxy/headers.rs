@@ -107,15 +107,20 @@ impl RequestIds {
         Self { prefix, next: AtomicU64::new(0) }
     }
 
-    fn next(&self) -> HeaderValue {
-        let number = (u128::from(self.prefix) << 64) | u128::from(self.next.fetch_add(1, Ordering::Relaxed));
+    pub fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The id of the request with this number.
+    pub fn value(&self, number: u64) -> HeaderValue {
+        let number = (u128::from(self.prefix) << 64) | u128::from(number);
         let digits: [u8; 32] = std::array::from_fn(|at| b"0123456789abcdef"[(number >> (124 - 4 * at)) as usize & 15]);
         HeaderValue::from_bytes(&digits).expect("hexadecimal digits are a valid header value")
     }
 }
 
 /// Turns a checked request's headers into what the worker gets. `upgrade`: the request may switch protocols.
-pub fn to_worker(headers: &mut HeaderMap, client: &Client, ids: &RequestIds, upgrade: bool) {
+pub fn to_worker(headers: &mut HeaderMap, client: &Client, id: HeaderValue, upgrade: bool) {
     let protocol = upgrade.then(|| headers.get(UPGRADE).cloned()).flatten();
     let trailers = tokens(&headers.get_all(TE)).any(|token| token.eq_ignore_ascii_case(b"trailers"));
     strip(headers, ends_here);
@@ -138,7 +143,7 @@ pub fn to_worker(headers: &mut HeaderMap, client: &Client, ids: &RequestIds, upg
     }
     headers.insert(X_FORWARDED_FOR, client.forwarded_for.clone());
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme(client.is_secure)));
-    headers.insert(X_REQUEST_ID, client.id.clone().unwrap_or_else(|| ids.next()));
+    headers.insert(X_REQUEST_ID, id);
 }
 
 /// Tells the worker what of the path it does not see; after [`to_worker`].
@@ -254,7 +259,7 @@ mod tests {
     fn sent(pairs: &[(&'static str, &'static str)], upgrade: bool) -> HeaderMap {
         let mut headers = map(pairs);
         let client = Client::new("2001:db8::7".parse().unwrap(), false);
-        to_worker(&mut headers, &client, &RequestIds::new(1), upgrade);
+        to_worker(&mut headers, &client, RequestIds::new(1).value(1), upgrade);
         headers
     }
 

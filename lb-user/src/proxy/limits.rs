@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
+use crate::config::http;
+
 /// Connections of one listener at once; more wait in the kernel's accept queue.
-pub const CONNECTIONS_MAX: usize = 65_536;
+pub const CONNECTIONS_MAX: usize = http::CONNECTIONS_MAX as usize;
 /// Pause after `accept` failed for want of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A request's head must be complete within this. It also bounds how long a kept-alive connection may idle.
 pub const HEAD_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a request's or response's head; beyond it 431.
-pub const HEAD_BYTES_MAX: usize = 32 * 1024;
+pub const HEAD_BYTES_MAX: usize = http::HEAD_BYTES_MAX as usize;
 /// Header lines of a request or response; beyond it 431. It is hyper's own default: said again, it would be an allocation
 /// for every head.
 pub const HEADERS_MAX: usize = 100;
@@ -17,6 +19,9 @@ pub const HEADERS_MAX: usize = 100;
 pub const BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// Probing of a silent peer, so that a client that vanished does not hold its tunnel for ever.
 pub const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+/// A client that takes nothing of what waits for it is given up after this; without it a client that keeps its window shut
+/// would hold its worker's answer for ever (TCP_USER_TIMEOUT, tcp(7)). Not before the kernel gives up one that is silent.
+pub const CLIENT_STALL: Duration = Duration::from_secs(15 * 60);
 
 /// Between warnings of connections that are refused for their PROXY header.
 pub const COMPLAINT_PAUSE: Duration = Duration::from_secs(10);
@@ -64,8 +69,8 @@ pub const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// How often idle connections are looked through.
 pub const POOL_SWEEP: Duration = Duration::from_secs(2);
 
-/// Requests held for a worker at once, over all apps; beyond it 503 at once.
-pub const HELD_MAX: usize = 4_096;
+/// Requests held for a worker at once, over all apps; beyond it, and beyond an app's own bound, 503 at once.
+pub const HELD_MAX: usize = http::HELD_MAX as usize;
 /// After a worker refused a connection: how long its removal from the snapshot is waited for before the one retry.
 pub const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// What clients are told to wait after a 503.
@@ -77,6 +82,8 @@ pub const HANDOFF_TIMEOUT: Duration = Duration::from_secs(10);
 pub const TUNNEL_CHUNK_BYTES: usize = 16 * 1024;
 /// A tunnel of which one direction has ended may live on this long.
 pub const TUNNEL_HALF_CLOSED: Duration = Duration::from_secs(60);
+/// The parts into which the time after which a silent WebSocket is ended is divided: so exactly it is kept.
+pub const SILENCE_PARTS: u32 = 16;
 /// How often an open tunnel refreshes its client's binding. Far below any useful affinity timeout.
 pub const TUNNEL_REBIND: Duration = Duration::from_secs(60);
 

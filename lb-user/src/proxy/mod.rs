@@ -1,7 +1,7 @@
 //! The HTTP path: client → homing → worker, for what an address cannot decide and for as long as no worker is there.
 //!
 //! Layers, in the order in which a request meets them: `listen` → `welcome` (`proxied`, `handshake`) → `serve` (hyper) →
-//! `h2` → `check` → `trust` → `routing::Door` (host and path → app) → `headers` → `cookie` → `admit` → `place` (with `session` for who
+//! `h2` → `check` → `trust` → `routing::Door` (host and path → app) → `headers` → `cookie` → `admit` (with `queue` for who waits) → `place` (with `session` for who
 //! belongs where, `sessions` for what `learn` heard and `newcomers` for who has no cookie yet) → `upstream` or `tunnel` → `body`. `handle` strings them together, `answer`
 //! has the words for every refusal. What is not here: which workers exist (`control` publishes that in
 //! `crate::routing`) and how an address is placed (`lb_common::affinity`).
@@ -11,6 +11,8 @@ mod answer;
 #[cfg(test)]
 mod behind;
 mod body;
+#[cfg(test)]
+mod bounded;
 mod check;
 mod connection;
 mod cookie;
@@ -33,6 +35,7 @@ mod multiplexed;
 mod newcomers;
 mod place;
 mod proxied;
+mod queue;
 #[cfg(test)]
 mod scenarios;
 mod serve;
@@ -92,7 +95,7 @@ struct Inner {
     tunnels: tunnel::Tunnels,
     sessions: Arc<sessions::Sessions>,
     ids: headers::RequestIds,
-    holding: admit::Holding,
+    queues: queue::Queues,
     /// Open client connections by app.
     connections: connection::OpenConnections,
     /// The same by client, where that matters.
@@ -120,7 +123,7 @@ impl Proxy {
             tunnels: tunnel::Tunnels::default(),
             sessions: Arc::default(),
             ids,
-            holding: admit::Holding::default(),
+            queues: queue::Queues::default(),
             connections: connection::OpenConnections::default(),
             crowds: crowd::Crowds::default(),
             pace: guard::Pace::default(),
@@ -148,7 +151,7 @@ impl Proxy {
 
     /// Requests of the app that are held for a worker now.
     pub fn held(&self, app: u32) -> usize {
-        self.0.holding.of(app)
+        self.0.queues.of(app)
     }
 
     /// Client connections of the app that are open now.

@@ -171,6 +171,7 @@ pub fn route(affinity: Affinity, workers: Vec<WorkerRoute>) -> AppRoute {
         protect: None,
         send_proxy: None,
         cookie: Arc::default(),
+        http: Arc::default(),
         hold: PATIENCE,
         service: Service {
             seed: 1,

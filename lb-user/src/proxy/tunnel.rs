@@ -5,24 +5,27 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use lb_common::abi::BackendId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::connection::Connection;
 use super::counters::{Counter, Counters};
 use super::gate::Gate;
 use super::learn::{Heard, Learner};
-use super::limits::{HANDOFF_TIMEOUT, TUNNEL_CHUNK_BYTES, TUNNEL_HALF_CLOSED, TUNNEL_REBIND};
+use super::limits::{HANDOFF_TIMEOUT, SILENCE_PARTS, TUNNEL_CHUNK_BYTES, TUNNEL_HALF_CLOSED, TUNNEL_REBIND};
 use super::place::Place;
 use super::stream::ClientStream;
 use crate::address::Stream;
+use crate::config::Http;
 
 /// Open tunnels per backend. hyper forgets a connection once it is upgraded; draining must not.
 #[derive(Default)]
@@ -107,14 +110,80 @@ pub async fn run(connection: Arc<Connection>, app: u32, place: Place, client: On
         }
         Heard::Enough => false,
     };
+    let traffic = Traffic::default();
+    let silence = inner.route(app).and_then(|route| Silence::of(&route.http, &traffic));
     let end = async {
         tokio::select! {
-            ended = copy(&mut client, &mut worker, to_worker, to_client, Some(Box::new(ear))) => ended,
+            ended = copy(&mut client, &mut worker, to_worker, to_client, &traffic, Some(Box::new(ear))) => ended,
             () = super::listen::stopped(&mut shutdown) => Ok(()),
+            // Seldom, and kept out of what every tunnel carries around.
+            () = Silence::fell(silence.map(|silence| Box::pin(silence.falls()))) => {
+                inner.counters.add(Counter::TunnelsSilent);
+                Ok(())
+            }
         }
     };
     if let Err(error) = refreshed(end, || inner.refresh(tie, backend)).await {
         tracing::debug!(%error, backend = backend.0, "tunnel broke");
+    }
+}
+
+/// How many times something came, from either end.
+#[derive(Default)]
+struct Traffic {
+    from_client: AtomicU32,
+    from_worker: AtomicU32,
+}
+
+/// One more. Only the tunnel's own task writes, so that this is no atomic addition.
+fn count(times: &AtomicU32) {
+    times.store(times.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+}
+
+/// The silences that a tunnel is ended for.
+struct Silence<'a> {
+    traffic: &'a Traffic,
+    /// Of both ends.
+    idle: Option<Duration>,
+    /// Of the client.
+    read: Option<Duration>,
+}
+
+impl<'a> Silence<'a> {
+    fn of(http: &Http, traffic: &'a Traffic) -> Option<Self> {
+        let silence = Self { traffic, idle: http.websocket_idle, read: http.websocket_read };
+        (silence.idle.is_some() || silence.read.is_some()).then_some(silence)
+    }
+
+    async fn fell(falls: Option<impl Future<Output = ()>>) {
+        match falls {
+            Some(falls) => falls.await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Completes when one of them has lasted long enough, or up to one part in [`SILENCE_PARTS`] longer.
+    async fn falls(self) {
+        let Self { traffic, idle, read } = self;
+        let client = || traffic.from_client.load(Ordering::Relaxed);
+        let both = || (client(), traffic.from_worker.load(Ordering::Relaxed));
+        tokio::select! {
+            () = lasts(idle, both) => {}
+            () = lasts(read, client) => {}
+        }
+    }
+}
+
+/// Completes when what `look` sees has not changed for so long.
+async fn lasts<T: PartialEq>(silence: Option<Duration>, look: impl Fn() -> T) {
+    let Some(silence) = silence else { return std::future::pending().await };
+    let mut seen = look();
+    let mut parts = 0;
+    while parts < SILENCE_PARTS {
+        sleep(silence / SILENCE_PARTS).await;
+        let now = look();
+        parts = if now == seen { parts + 1 } else { 0 };
+        seen = now;
     }
 }
 
@@ -136,18 +205,25 @@ fn under<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(upgraded: Upgraded)
 }
 
 /// Copies both ways until both directions have ended, or one broke, or one has ended and the other goes on for longer
-/// than [`TUNNEL_HALF_CLOSED`]. `to_b` and `to_a` go first. `ear` hears what `b` says.
-async fn copy<A, B>(a: &mut A, b: &mut B, to_b: Bytes, to_a: Bytes, mut ear: Option<Ear<'_>>) -> io::Result<()>
+/// than [`TUNNEL_HALF_CLOSED`]. `to_worker` and `to_client` go first. `ear` hears what the worker says.
+async fn copy<A, B>(
+    client: &mut A,
+    worker: &mut B,
+    to_worker: Bytes,
+    to_client: Bytes,
+    traffic: &Traffic,
+    mut ear: Option<Ear<'_>>,
+) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    ear = ear.and_then(|mut ear| (to_a.is_empty() || ear(&to_a)).then_some(ear));
-    let mut forth = Flow { pending: to_b, state: State::Reading, ear: None };
-    let mut back = Flow { pending: to_a, state: State::Reading, ear };
+    ear = ear.and_then(|mut ear| (to_client.is_empty() || ear(&to_client)).then_some(ear));
+    let mut forth = Flow { pending: to_worker, state: State::Reading, times: &traffic.from_client, ear: None };
+    let mut back = Flow { pending: to_client, state: State::Reading, times: &traffic.from_worker, ear };
     let mut poll = |cx: &mut Context<'_>, both: bool| {
-        let forth = forth.poll(cx, a, b)?.is_ready();
-        let back = back.poll(cx, b, a)?.is_ready();
+        let forth = forth.poll(cx, client, worker)?.is_ready();
+        let back = back.poll(cx, worker, client)?.is_ready();
         if (forth && back) || (!both && (forth || back)) { Poll::Ready(io::Result::Ok(())) } else { Poll::Pending }
     };
     poll_fn(|cx| poll(cx, false)).await?;
@@ -162,6 +238,8 @@ struct Flow<'a> {
     /// Read but not yet written.
     pending: Bytes,
     state: State,
+    /// Counts what comes.
+    times: &'a AtomicU32,
     ear: Option<Ear<'a>>,
 }
 
@@ -225,6 +303,7 @@ impl Flow<'_> {
             self.state = State::Ending;
             return Poll::Ready(Ok(()));
         }
+        count(self.times);
         if self.ear.as_mut().is_some_and(|ear| !ear(data)) {
             self.ear = None;
         }
@@ -242,7 +321,7 @@ mod tests {
     use super::*;
     use std::cell::Cell;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-    use tokio::time::sleep;
+    use tokio::time::Instant;
 
     #[tokio::test]
     async fn bytes_pass_both_ways_through_pipes_smaller_than_a_chunk() {
@@ -250,7 +329,7 @@ mod tests {
         let (mut worker, mut worker_side) = duplex(5);
         let tunnel = tokio::spawn(async move {
             let (early, greeting) = (Bytes::from_static(b"early "), Bytes::from_static(b"greeting "));
-            copy(&mut client_side, &mut worker_side, early, greeting, None).await
+            copy(&mut client_side, &mut worker_side, early, greeting, &Traffic::default(), None).await
         });
         let sent: Vec<u8> = (0..100_000_u32).map(|n| n as u8).collect();
         let upload = sent.clone();
@@ -276,7 +355,42 @@ mod tests {
         let (mut client, mut client_side) = duplex(64);
         let (_silent, mut worker_side) = duplex(64);
         client.shutdown().await.unwrap();
-        copy(&mut client_side, &mut worker_side, Bytes::new(), Bytes::new(), None).await.unwrap();
+        copy(&mut client_side, &mut worker_side, Bytes::new(), Bytes::new(), &Traffic::default(), None).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silence_is_told_from_a_pause_to_a_sixteenth() {
+        const IDLE: Duration = Duration::from_secs(160);
+        let traffic = Traffic::default();
+        let http = |idle, read| Http { websocket_idle: idle, websocket_read: read, ..Http::default() };
+        assert!(Silence::of(&http(None, None), &traffic).is_none());
+        let speaks = async |times: &AtomicU32, pauses: u32| {
+            for _ in 0..pauses {
+                sleep(IDLE * 15 / 16).await;
+                count(times);
+            }
+            std::future::pending::<()>().await;
+        };
+        for (idle, read, who) in [
+            (Some(IDLE), None, &traffic.from_worker),
+            (Some(IDLE), None, &traffic.from_client),
+            (None, Some(IDLE), &traffic.from_client),
+        ] {
+            let begun = Instant::now();
+            tokio::select! {
+                () = speaks(who, 3) => {}
+                () = Silence::of(&http(idle, read), &traffic).unwrap().falls() => {}
+            }
+            let lasted = begun.elapsed() - IDLE * 45 / 16;
+            assert!(lasted >= IDLE && lasted <= IDLE * 17 / 16, "{lasted:?}");
+        }
+        // A worker that goes on speaking does not stand for its client.
+        let begun = Instant::now();
+        tokio::select! {
+            () = speaks(&traffic.from_worker, u32::MAX) => {}
+            () = Silence::of(&http(Some(IDLE), Some(IDLE)), &traffic).unwrap().falls() => {}
+        }
+        assert!(begun.elapsed() <= IDLE * 17 / 16);
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -18,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
-use super::body::RequestBody;
+use super::body::{Fault, Passage, RequestBody};
 use super::counters::{Counter, Counters};
 use super::limits::{BUFFER_BYTES_MAX, CONNECT_TIMEOUT, HEAD_BYTES_MAX, POOL_IDLE_MAX, POOL_IDLE_TIMEOUT};
 use crate::address::Address;
@@ -30,8 +29,8 @@ pub enum SendError {
     Refused { request: Box<Request<RequestBody>>, error: io::Error },
     /// The connection broke before an answer, with the request under way.
     Broke(hyper::Error),
-    /// The client's body broke; the worker is not to blame.
-    ClientBody,
+    /// It is the client's body; the worker is not to blame.
+    ClientBody(Fault),
 }
 
 /// Whom a worker is told, at the beginning of a connection, that it is for: nobody else's request may come on it.
@@ -93,7 +92,7 @@ impl Upstreams {
         mut request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Lease), SendError> {
         let pool = self.pool((worker.incarnation, introduction.map(|introduction| introduction.client)));
-        let broken = request.body().broken_flag();
+        let passage = request.body().passage();
         if let Some(mut sender) = pool.take() {
             // An idle connection may be closed by the worker in this very moment. What was not sent comes back from
             // hyper; what was sent is repeated only if that does no harm (RFC 9110 section 9.2.2).
@@ -102,7 +101,7 @@ impl Upstreams {
                 Ok(response) => return Ok((response, self.lease(sender, Some(pool)))),
                 Err(mut error) => match error.take_message().or(spare) {
                     Some(unsent) => request = unsent,
-                    None => return Err(blame(error.into_error(), broken.as_deref())),
+                    None => return Err(blame(error.into_error(), passage.as_deref())),
                 },
             }
             self.counters.add(Counter::Retried);
@@ -113,7 +112,7 @@ impl Upstreams {
         };
         match sender.try_send_request(request).await {
             Ok(response) => Ok((response, self.lease(sender, Some(pool)))),
-            Err(error) => Err(blame(error.into_error(), broken.as_deref())),
+            Err(error) => Err(blame(error.into_error(), passage.as_deref())),
         }
     }
 
@@ -242,10 +241,9 @@ fn repeatable(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     Some(copy)
 }
 
-fn blame(error: hyper::Error, broken: Option<&AtomicBool>) -> SendError {
-    if broken.is_some_and(|broken| broken.load(Ordering::Acquire)) {
-        SendError::ClientBody
-    } else {
-        SendError::Broke(error)
+fn blame(error: hyper::Error, passage: Option<&Passage>) -> SendError {
+    match passage.and_then(Passage::fault) {
+        Some(fault) => SendError::ClientBody(fault),
+        None => SendError::Broke(error),
     }
 }

@@ -16,7 +16,9 @@ use super::connection::Connection;
 use super::counters::Counter;
 use super::handshake::shake_hands;
 use super::headers::Client;
-use super::limits::{COMPLAINT_PAUSE, HEAD_READ_TIMEOUT, PREFACE_PAUSE, PROXY_HEADER_TIMEOUT, TCP_KEEPALIVE};
+use super::limits::{
+    CLIENT_STALL, COMPLAINT_PAUSE, HEAD_READ_TIMEOUT, PREFACE_PAUSE, PROXY_HEADER_TIMEOUT, TCP_KEEPALIVE,
+};
 use super::listen::stopped;
 use super::serve::Settings;
 use super::stream::ClientStream;
@@ -69,6 +71,7 @@ async fn enter(proxy: &Arc<Inner>, arrival: Arrival) -> io::Result<Option<(Arc<C
     let Arrival { mut stream, peer, address, shutdown, permit } = arrival;
     stream.set_nodelay(true)?;
     SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE))?;
+    SockRef::from(&stream).set_tcp_user_timeout(Some(CLIENT_STALL))?;
     // Control publishes what is behind an address before it opens it.
     let (door, trusted) = {
         let snapshot = proxy.routing.snapshots.borrow();
@@ -105,7 +108,9 @@ async fn enter(proxy: &Arc<Inner>, arrival: Arrival) -> io::Result<Option<(Arc<C
     });
     // Where several apps are, or a proxy speaks for many, it is the first request that says whose the connection is.
     if let Some(app) = door.sole().filter(|_| connection.speaks_for_others.is_none())
-        && connection.join(app, &door, &connection.client).is_err()
+        && let Err(refusal) = connection.join(app, &door, &connection.client)
+        // Of too many connections the client is told with its first request.
+        && refusal != Counter::RefusedConnections
     {
         return Ok(None);
     }

@@ -11,6 +11,7 @@ use super::backends;
 use super::command;
 use super::cookie;
 use super::entrance;
+use super::http;
 use super::isolation;
 use super::listen::{self, Taken};
 use super::protect;
@@ -44,6 +45,7 @@ const KNOWN: &[&str] = &[
     "health",
     "client",
     "protect",
+    "http",
     "tls",
     "proxy_protocol",
     "h2c",
@@ -57,7 +59,7 @@ const DEFAULT_WORKERS: Workers = Workers { min: 1, max: 4, max_connections: 50, 
 const CONNECTIONS_MAX: u32 = 1_000_000;
 
 const SECOND: Duration = Duration::from_secs(1);
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const START_MIN: Duration = Duration::from_millis(100);
 const DRAIN_MAX: Duration = DAY.saturating_mul(7);
 const STOP_MAX: Duration = Duration::from_secs(60 * 60);
@@ -130,6 +132,7 @@ impl<'b> Apps<'b> {
             health: health(table),
             client: table.table("client").map_or(DEFAULT_CLIENT, |table| client(&table)),
             protect: protect::protect(table),
+            http: http::http(table, self.base),
             cookie: cookie::cookie(table, &route.path),
             route,
             name,
@@ -284,7 +287,8 @@ fn workers(table: &Table<'_>) -> Workers {
 }
 
 fn timeouts(table: &Table<'_>) -> Timeouts {
-    table.know(&["start", "idle", "drain", "stop", "affinity"], &[]);
+    let known: Vec<&str> = ["start", "idle", "drain", "stop", "affinity"].into_iter().chain(http::TIMEOUTS).collect();
+    table.know(&known, &[]);
     let read = |key: &str, min, max, default| duration(table, key, min, max).unwrap_or(default);
     Timeouts {
         start: read("start", START_MIN, DAY, DEFAULT_TIMEOUTS.start),
@@ -300,7 +304,7 @@ fn timeouts(table: &Table<'_>) -> Timeouts {
 }
 
 /// `None` where it is not given, or wrong.
-fn duration(table: &Table<'_>, key: &str, min: Duration, max: Duration) -> Option<Duration> {
+pub(super) fn duration(table: &Table<'_>, key: &str, min: Duration, max: Duration) -> Option<Duration> {
     table.amount(key, |text| value::duration(text, min, max)).map(|given| given.value)
 }
 

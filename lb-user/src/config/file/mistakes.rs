@@ -122,6 +122,16 @@ const WRONG: &[(&str, &str)] = &[
         "5:24: `client_burst` without `client_rate` limits nothing; add client_rate, or remove it",
     ),
     ("protect.app_rate = 0", "5:20: `app_rate` must be from 1 to 1000000"),
+    ("http.body_max = \"10\"", "5:17: `body_max` needs a unit; write \"10MiB\" (or KiB, GiB, KB, MB, GB)"),
+    ("http.head_max = \"64KiB\"", "5:17: `head_max` must be from 1KiB to 32KiB, not `64KiB`"),
+    ("http.queue = 5_000", "5:14: `queue` must be from 0 to 4096"),
+    ("http.bodymax = \"1MiB\"", "5:6: unknown key `bodymax` in http; did you mean `body_max`?"),
+    (
+        "http.client_burst = 5",
+        "5:21: `client_burst` without `client_rate` limits nothing; add client_rate, or remove it",
+    ),
+    ("http.error_page = \"\"", "5:19: `error_page` must not be empty; give a path, or remove the line"),
+    ("timeouts.full = \"2h\"", "5:17: `full` must be from 0s to 1h, not `2h`"),
     ("client.auto_promote = 0", "5:23: `auto_promote` must be from 1 to 65535"),
     ("client.ipv6_prefix = 129", "5:22: `ipv6_prefix` must be from 0 to 128"),
     // Durations.

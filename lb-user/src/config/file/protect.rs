@@ -62,7 +62,7 @@ fn prefix(text: &str) -> Result<IpNet, String> {
     Ok(prefix)
 }
 
-fn rate(table: &Table<'_>, rate: &str, burst: &str) -> Option<Rate> {
+pub(super) fn rate(table: &Table<'_>, rate: &str, burst: &str) -> Option<Rate> {
     let given = table.number(burst, 1, BURST_MAX);
     let per_second = table.number(rate, 1, RATE_MAX).map(|given| given.value);
     if let (Some(given), false) = (&given, table.has(rate)) {

@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::isolation::{self, StopSignal};
 use crate::config::{
-    Affinity, App, Cgroups, Client, Cookie, Health, Host, HttpOnly, Isolation, KernelPath, ListensOn, Protect, Rate,
-    Route, SameSite, Secure, Timeouts, Workers,
+    Affinity, App, Cgroups, Client, Cookie, Health, Host, Http, HttpOnly, Isolation, KernelPath, ListensOn, Protect,
+    Rate, Route, SameSite, Secure, Timeouts, Workers,
 };
 use crate::output::Limits;
 
@@ -67,6 +67,7 @@ fn three_lines_are_enough_and_the_rest_is_as_documented() {
             health: Health { path: None, interval: Duration::from_secs(5) },
             client: Client { ipv4: 32, ipv6: 64, auto_promote: 16 },
             protect: Protect::default(),
+            http: Http::default(),
             cookie: Cookie::default(),
         }]
     );
@@ -108,7 +109,8 @@ fn every_key_is_read() {
         user = "root"
         env = { R_MAX_VSIZE = "2GB" }
         workers = { min = 0, max = 1_024, max_connections = 5, load_factor = 0.5, memory_max = "2GiB", cpu_weight = 300 }
-        timeouts = { start = "500ms", idle = "0s", drain = "0s", affinity = "2d", stop = "20s" }
+        timeouts = { start = "500ms", idle = "0s", drain = "0s", affinity = "2d", stop = "20s",
+                     full = "0s", body = "9s", response = "0s", websocket_idle = "1h", websocket_read = "30m" }
         health = { path = "/health?deep=1", interval = "30s" }
         group = "root"
         umask = "077"
@@ -116,6 +118,7 @@ fn every_key_is_read() {
         limits = { open_files = 4096, processes = 64, core = "100MiB" }
         stop_signal = "INT"
         protect = { allow = ["10.0.0.0/8", "fd00::7"], deny = ["10.1.0.0/16"], client_rate = 5, app_rate = 100, app_burst = 7 }
+        http = { max_connections = 300, head_max = "8KiB", body_max = "2GB", client_rate = 20, client_burst = 60, queue = 7 }
         client = { ipv4_prefix = 24, ipv6_prefix = 0x30, auto_promote = 40 }
         cookie = { name = "__Host-id", secure = "always", same_site = "none", max_age = "30d", partitioned = true }
         [[app]]
@@ -163,6 +166,22 @@ fn every_key_is_read() {
             deny: vec!["10.1.0.0/16".parse().unwrap()],
             client: Some(Rate { per_second: 5, burst: 50 }),
             app: Some(Rate { per_second: 100, burst: 7 }),
+        }
+    );
+    assert_eq!(
+        app.http,
+        Http {
+            max_connections: Some(300),
+            head_max: Some(8 << 10),
+            body_max: Some(2_000_000_000),
+            rate: Some(Rate { per_second: 20, burst: 60 }),
+            queue: 7,
+            error_page: None,
+            full: Duration::ZERO,
+            body: Some(Duration::from_secs(9)),
+            response: None,
+            websocket_idle: Some(Duration::from_secs(3_600)),
+            websocket_read: Some(Duration::from_secs(1_800)),
         }
     );
     assert_eq!(app.client, Client { ipv4: 24, ipv6: 48, auto_promote: 40 });
