@@ -1,5 +1,6 @@
 //! homing's control plane, kernel-path loader and HTTP path; the `homing` binary is a thin `main` around it.
 
+pub mod access;
 pub mod address;
 pub mod admin;
 pub mod bindings;

@@ -109,7 +109,11 @@ pub(super) async fn serve(
     let (request_sender, requests) = mpsc::channel(REQUESTS_MAX);
     let routing =
         RoutingHandle { snapshots: snapshot_receiver, notices: notice_sender, bindings: Arc::clone(&bindings) };
-    let proxy = Proxy::new(routing, keys.clone());
+    let access_log = config.homing.access_log.as_ref();
+    let proxy = Proxy::new(routing, keys.clone(), access_log).with_context(|| {
+        let path = access_log.map(|log| log.path.display().to_string()).unwrap_or_default();
+        format!("cannot write the access log {path}; set homing.access_log, or make its directory writable")
+    })?;
     let line = ready_line(&config, &kernel);
     let parts =
         Parts { file, config, keys, kernel, bindings, snapshots, notices, requests, proxy, listeners, predecessor };

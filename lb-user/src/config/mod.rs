@@ -49,6 +49,8 @@ pub struct Homing {
     pub bindings: u32,
     /// Workers that may be starting at once, over all apps, 1 to 1,024.
     pub starts_at_once: u32,
+    /// Of requests that the HTTP path serves.
+    pub access_log: Option<crate::access::Settings>,
     /// Of workers' output.
     pub output: crate::output::Limits,
 }

@@ -133,6 +133,35 @@ impl Refusal {
         }
     }
 
+    /// For logs.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::AboutServer => "about_server",
+            Self::Bad(_) => "bad",
+            Self::Unclear => "unclear",
+            Self::NoApp => "no_app",
+            Self::Denied => "denied",
+            Self::TooFast => "too_fast",
+            Self::Moved { .. } => "moved",
+            Self::Method => "method",
+            Self::Connect => "connect",
+            Self::Expect => "expect",
+            Self::TooManyHeaders => "too_many_headers",
+            Self::HeadTooLarge => "head_too_large",
+            Self::BodyTooLarge => "body_too_large",
+            Self::BodyTooSlow => "body_too_slow",
+            Self::TooManyRequests => "too_many_requests",
+            Self::TooManyConnections => "too_many_connections",
+            Self::NoWorker { .. } => "no_worker",
+            Self::Failed => "failed",
+            Self::Full => "full",
+            Self::HeldFull => "queue_full",
+            Self::Unreachable => "unreachable",
+            Self::Broke => "broke",
+            Self::TooLate { .. } => "too_late",
+        }
+    }
+
     /// Where it is counted, unless that is done by who finds it.
     pub fn counter(&self) -> Option<Counter> {
         match self {

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::entry::Entry;
 use super::headers;
 use super::upstream::Lease;
 use crate::routing::Load;
@@ -195,6 +196,14 @@ pub enum ResponseBody {
     /// homing's own words.
     Fixed(Option<Bytes>),
     Worker(WorkerBody),
+    /// One of these, on its way into the access log.
+    Told(Box<ToldBody>),
+}
+
+/// A body that is counted.
+pub struct ToldBody {
+    body: ResponseBody,
+    entry: Entry,
 }
 
 /// A worker's answer as it arrives.
@@ -208,6 +217,11 @@ pub struct WorkerBody {
 impl ResponseBody {
     pub fn fixed(bytes: Bytes) -> Self {
         Self::Fixed((!bytes.is_empty()).then_some(bytes))
+    }
+
+    /// The same, with its line in the access log.
+    pub fn told(self, entry: Entry) -> Self {
+        Self::Told(Box::new(ToldBody { body: self, entry }))
     }
 
     pub fn worker(incoming: Incoming, lease: Lease, load: LoadGuard) -> Self {
@@ -235,6 +249,13 @@ impl Body for ResponseBody {
         let body = match self.get_mut() {
             Self::Fixed(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Worker(body) => body,
+            Self::Told(told) => {
+                let polled = Pin::new(&mut told.body).poll_frame(cx);
+                if let Poll::Ready(Some(Ok(frame))) = &polled {
+                    told.entry.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
+                }
+                return polled;
+            }
         };
         let polled = Pin::new(&mut body.incoming).poll_frame(cx);
         match &polled {
@@ -251,6 +272,7 @@ impl Body for ResponseBody {
         match self {
             Self::Fixed(bytes) => bytes.is_none(),
             Self::Worker(body) => body.incoming.is_end_stream(),
+            Self::Told(told) => told.body.is_end_stream(),
         }
     }
 
@@ -258,6 +280,7 @@ impl Body for ResponseBody {
         match self {
             Self::Fixed(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Worker(body) => body.incoming.size_hint(),
+            Self::Told(told) => told.body.size_hint(),
         }
     }
 }

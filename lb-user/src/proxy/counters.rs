@@ -109,6 +109,8 @@ counters! {
     TunnelsClosed = "http_tunnels_closed",
     /// Tunnels closed because one end, or both, said nothing for too long (`timeouts.websocket_idle`, `websocket_read`).
     TunnelsSilent = "http_tunnels_silent",
+    /// Lines of the access log that were dropped: the disk was full, or slower than what there was to write.
+    AccessLogDropped = "http_access_log_dropped",
     /// Notices to control that were dropped because its queue was full.
     NoticesDropped = "http_notices_dropped",
 }
@@ -125,6 +127,10 @@ impl Counters {
     pub(super) fn add(&self, counter: Counter) {
         // Statistics: no other memory is published by them.
         self.0[counter as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_many(&self, counter: Counter, times: u64) {
+        self.0[counter as usize].fetch_add(times, Ordering::Relaxed);
     }
 
     pub fn get(&self, counter: Counter) -> u64 {

@@ -17,12 +17,14 @@ use super::body::{Bounds, Fault, Passage, RequestBody, ResponseBody};
 use super::connection::Connection;
 use super::cookie::{self, Presented};
 use super::counters::Counter;
+use super::entry::Entry;
 use super::h2::{self, Bootstrap};
 use super::headers::Client;
 use super::place::{Place, Rule, Visitor};
 use super::session;
 use super::upstream::{Introduction, SendError};
 use super::{check, headers, learn, trust, tunnel};
+use crate::access::Fate;
 use crate::config::{self, Affinity};
 use crate::introduction::introduce;
 use crate::routing::{AppRoute, Found, Lost, Notice};
@@ -55,18 +57,29 @@ pub async fn handle(connection: Arc<Connection>, mut request: Request<Incoming>)
     let client = told.as_ref().unwrap_or(&connection.client);
     let number = inner.ids.number();
     let id = || client.id.clone().unwrap_or_else(|| inner.ids.value(number));
+    let mut entry = inner.access.as_ref().map(|log| {
+        let version = if is_h2 { Version::HTTP_2 } else { parts.version };
+        Entry::begin(log, (client.address, client.is_secure), &parts, version, id())
+    });
     let arrived = bootstrap
         .map_err(|refusal| (None, refusal))
         .and_then(|bootstrap| Ok((arrive(&connection, client, &mut parts)?, bootstrap)));
-    let (app, outcome) = match arrived {
-        Ok((arrival, bootstrap)) => {
-            let app = arrival.app;
-            let upgrade = check::wants_upgrade(&parts).then_some(Upgrade { client: on_upgrade, bootstrap });
-            (Some(app), forward(&connection, client, id(), parts, body, upgrade, arrival).await)
-        }
-        Err((app, refusal)) => (app, Err(refusal)),
+    let app = match &arrived {
+        Ok((arrival, _)) => Some(arrival.app),
+        Err((app, _)) => *app,
     };
     let route = || app.and_then(|app| inner.route(app));
+    if let Some(entry) = &mut entry {
+        entry.app = route().map(|route| Arc::clone(&route.name));
+    }
+    let outcome = match arrived {
+        Ok((arrival, bootstrap)) => {
+            let upgrade = check::wants_upgrade(&parts).then_some(Upgrade { client: on_upgrade, bootstrap });
+            let request = Request::from_parts(parts, body);
+            forward(&connection, client, id(), request, upgrade, arrival, &mut entry).await
+        }
+        Err((_, refusal)) => Err(refusal),
+    };
     let name = |route: &Option<Arc<AppRoute>>| route.as_ref().map_or("(none)".into(), |route| Arc::clone(&route.name));
     let (mut response, decision, refusal) = match outcome {
         Ok((response, decision)) => (response, Some(decision), None),
@@ -83,6 +96,14 @@ pub async fn handle(connection: Arc<Connection>, mut request: Request<Incoming>)
     };
     if is_h2 {
         h2::finish(&mut response);
+    }
+    // A tunnel has taken its own with it.
+    if let Some(mut entry) = entry {
+        entry.status = response.status().as_u16();
+        if let Some(refusal) = &refusal {
+            entry.fate = Fate::Refused(refusal.name());
+        }
+        response = response.map(|body| body.told(entry));
     }
     if let Some((since, path)) = logged {
         // Without the query: it is where people put secrets.
@@ -164,12 +185,13 @@ async fn forward(
     connection: &Arc<Connection>,
     client: &Client,
     id: HeaderValue,
-    mut parts: Parts,
-    body: Incoming,
+    request: Request<Incoming>,
     upgrade: Option<Upgrade>,
     arrival: Arrival,
+    entry: &mut Option<Entry>,
 ) -> Result<(Response<ResponseBody>, Decision), Refusal> {
     let Arrival { app, route, prefix } = arrival;
+    let (mut parts, body) = request.into_parts();
     let inner = &connection.proxy;
     if upgrade.is_some() && !body.is_end_stream() {
         return Err(Refusal::Bad("a request to switch protocols has no body"));
@@ -213,7 +235,7 @@ async fn forward(
         session,
     };
     let request = Request::from_parts(parts, RequestBody::new(body, bounds));
-    Attempt { connection, visitor, cookie, upgrade, introduction, answer_within }.run(request).await
+    Attempt { connection, visitor, cookie, upgrade, introduction, answer_within, entry }.run(request).await
 }
 
 /// A request that is ready to be placed and sent.
@@ -226,6 +248,7 @@ struct Attempt<'a> {
     introduction: Option<Introduction>,
     /// From the last of the request to the head of the answer.
     answer_within: Option<Duration>,
+    entry: &'a mut Option<Entry>,
 }
 
 /// A client that wants another protocol.
@@ -258,6 +281,10 @@ impl Attempt<'_> {
                 Ok((response, lease)) => {
                     place.worker.load.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                     let decision = Decision { worker: place.worker.number, rule: place.rule, held: patience.held() };
+                    if let Some(entry) = self.entry {
+                        let Decision { worker, rule, held } = decision;
+                        entry.fate = Fate::Placed { worker, rule: rule.name(), held };
+                    }
                     let response = match (response.status(), self.upgrade.take()) {
                         // To an extended CONNECT every success means that the tunnel is open.
                         (status, Some(Upgrade { bootstrap: Some(bootstrap), .. }))
@@ -321,13 +348,23 @@ impl Attempt<'_> {
     }
 
     /// Passes the worker's 101 on, as a 200 where the client speaks HTTP/2, and starts the tunnel.
-    fn switch(&self, mut response: Response<Incoming>, upgrade: Upgrade, mut place: Place) -> Response<ResponseBody> {
+    fn switch(
+        &mut self,
+        mut response: Response<Incoming>,
+        upgrade: Upgrade,
+        mut place: Place,
+    ) -> Response<ResponseBody> {
         let worker = hyper::upgrade::on(&mut response);
         let set_cookie = place.set_cookie.take();
-        tokio::spawn(tunnel::run(Arc::clone(self.connection), self.visitor.app, place, upgrade.client, worker));
         if upgrade.bootstrap.is_some() {
             Bootstrap::answer(&mut response);
         }
+        let (connection, app) = (self.connection, self.visitor.app);
+        let mut entry = self.entry.take();
+        if let Some(entry) = &mut entry {
+            entry.status = response.status().as_u16();
+        }
+        tokio::spawn(tunnel::run(Arc::clone(connection), app, place, entry, upgrade.client, worker));
         answered(response, true, set_cookie).map(|_| ResponseBody::Fixed(None))
     }
 

@@ -20,6 +20,7 @@ mod counters;
 mod crowd;
 #[cfg(test)]
 mod encrypted;
+mod entry;
 mod gate;
 mod guard;
 mod h2;
@@ -30,6 +31,8 @@ mod keys;
 mod learn;
 pub mod limits;
 mod listen;
+#[cfg(test)]
+mod logged;
 #[cfg(test)]
 mod multiplexed;
 mod newcomers;
@@ -64,6 +67,7 @@ use tokio::sync::{Semaphore, watch};
 pub use counters::{Counter, Counters};
 pub use keys::{CookieKeys, KEY_BYTES, KEY_FILE};
 
+use crate::access::{self, AccessLog};
 use crate::routing::RoutingHandle;
 
 /// A socket to serve, bound and listening.
@@ -88,6 +92,7 @@ pub enum Shutdown {
 pub struct Proxy(Arc<Inner>);
 
 struct Inner {
+    access: Option<Arc<AccessLog>>,
     routing: RoutingHandle,
     keys: CookieKeys,
     counters: Arc<Counters>,
@@ -111,11 +116,17 @@ struct Inner {
 }
 
 impl Proxy {
-    pub fn new(routing: RoutingHandle, keys: CookieKeys) -> Self {
+    /// # Errors
+    /// When the access log cannot be opened.
+    pub fn new(routing: RoutingHandle, keys: CookieKeys, access: Option<&access::Settings>) -> io::Result<Self> {
         let counters = Arc::new(Counters::new());
+        let told = Arc::clone(&counters);
+        let dropped: access::Dropped = Arc::new(move |lines| told.add_many(Counter::AccessLogDropped, lines));
+        let access = access.map(|settings| AccessLog::open(settings, dropped).map(Arc::new)).transpose()?;
         // Without random bytes request ids merely repeat after a restart.
         let ids = headers::RequestIds::new(getrandom::u64().unwrap_or_default());
-        Self(Arc::new(Inner {
+        Ok(Self(Arc::new(Inner {
+            access,
             routing,
             keys,
             upstreams: upstream::Upstreams::new(Arc::clone(&counters)),
@@ -132,7 +143,7 @@ impl Proxy {
             assigning: place::Assigning::default(),
             fingerprints: newcomers::Fingerprints::default(),
             next_connection: AtomicU64::new(0),
-        }))
+        })))
     }
 
     /// Serves the listener until `shutdown` says otherwise and its last connection is gone, or at once on

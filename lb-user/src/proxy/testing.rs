@@ -25,6 +25,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::{CookieKeys, Counter, Listener, Proxy, Shutdown};
+use crate::access;
 use crate::address::Address;
 use crate::bindings::MemoryBindings;
 use crate::config::{Affinity, Route};
@@ -210,6 +211,11 @@ pub async fn world(route: AppRoute) -> World {
 
 /// Apps on one listener, each with its route there.
 pub async fn world_of(routes: &[Route], apps: Vec<AppRoute>) -> World {
+    world_told(routes, apps, None).await
+}
+
+/// The same, with an access log.
+pub async fn world_told(routes: &[Route], apps: Vec<AppRoute>, access: Option<&access::Settings>) -> World {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     let (snapshots, receiver) = watch::channel(Arc::new(picture(address, routes, apps)));
@@ -217,7 +223,7 @@ pub async fn world_of(routes: &[Route], apps: Vec<AppRoute>) -> World {
     let notices = Mutex::new(notices);
     let bindings = Arc::new(MemoryBindings::new());
     let routing = RoutingHandle { snapshots: receiver, notices: sender, bindings: bindings.clone() };
-    let proxy = Proxy::new(routing, CookieKeys::new([7; 32], None));
+    let proxy = Proxy::new(routing, CookieKeys::new([7; 32], None), access).unwrap();
     let (shutdown, told) = watch::channel(Shutdown::Serving);
     let served = tokio::spawn(proxy.clone().serve(Listener { address, socket }, told));
     World { proxy, address, notices, shutdown, bindings, served, snapshots }

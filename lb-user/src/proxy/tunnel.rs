@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use super::connection::Connection;
 use super::counters::{Counter, Counters};
+use super::entry::Entry;
 use super::gate::Gate;
 use super::learn::{Heard, Learner};
 use super::limits::{HANDOFF_TIMEOUT, SILENCE_PARTS, TUNNEL_CHUNK_BYTES, TUNNEL_HALF_CLOSED, TUNNEL_REBIND};
@@ -46,13 +47,13 @@ impl Tunnels {
 }
 
 /// One open tunnel in the registry.
-struct Entry<'a> {
+struct Registered<'a> {
     tunnels: &'a Tunnels,
     counters: &'a Counters,
     backend: BackendId,
 }
 
-impl<'a> Entry<'a> {
+impl<'a> Registered<'a> {
     fn new(tunnels: &'a Tunnels, counters: &'a Counters, backend: BackendId) -> Self {
         *tunnels.table().entry(backend).or_insert(0) += 1;
         counters.add(Counter::TunnelsOpened);
@@ -60,7 +61,7 @@ impl<'a> Entry<'a> {
     }
 }
 
-impl Drop for Entry<'_> {
+impl Drop for Registered<'_> {
     fn drop(&mut self) {
         let mut table = self.tunnels.table();
         if let Some(open) = table.get_mut(&self.backend) {
@@ -74,7 +75,14 @@ impl Drop for Entry<'_> {
 }
 
 /// Runs a tunnel from the worker's 101 to its end. The client's half becomes free when the 101 has been written.
-pub async fn run(connection: Arc<Connection>, app: u32, place: Place, client: OnUpgrade, worker: OnUpgrade) {
+pub async fn run(
+    connection: Arc<Connection>,
+    app: u32,
+    place: Place,
+    mut entry: Option<Entry>,
+    client: OnUpgrade,
+    worker: OnUpgrade,
+) {
     let inner = &connection.proxy;
     let Place { worker: route, load: _load, tie, .. } = place;
     let both = async { tokio::try_join!(client, worker) };
@@ -96,7 +104,7 @@ pub async fn run(connection: Arc<Connection>, app: u32, place: Place, client: On
     };
     let backend = route.backend;
     drop(route);
-    let _entry = Entry::new(&inner.tunnels, &inner.counters, backend);
+    let _registered = Registered::new(&inner.tunnels, &inner.counters, backend);
     let mut shutdown = connection.shutdown.clone();
     let mut learner = Learner::default();
     // For as long as the tunnel is open.
@@ -126,18 +134,21 @@ pub async fn run(connection: Arc<Connection>, app: u32, place: Place, client: On
     if let Err(error) = refreshed(end, || inner.refresh(tie, backend)).await {
         tracing::debug!(%error, backend = backend.0, "tunnel broke");
     }
+    if let Some(entry) = &mut entry {
+        entry.bytes = traffic.from_worker.load(Ordering::Relaxed);
+    }
 }
 
-/// How many times something came, from either end.
+/// Bytes that came from either end.
 #[derive(Default)]
 struct Traffic {
-    from_client: AtomicU32,
-    from_worker: AtomicU32,
+    from_client: AtomicU64,
+    from_worker: AtomicU64,
 }
 
-/// One more. Only the tunnel's own task writes, so that this is no atomic addition.
-fn count(times: &AtomicU32) {
-    times.store(times.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+/// So many more. Only the tunnel's own task writes, so that this is no atomic addition.
+fn count(bytes: &AtomicU64, more: usize) {
+    bytes.store(bytes.load(Ordering::Relaxed) + more as u64, Ordering::Relaxed);
 }
 
 /// The silences that a tunnel is ended for.
@@ -219,8 +230,10 @@ where
     B: AsyncRead + AsyncWrite + Unpin,
 {
     ear = ear.and_then(|mut ear| (to_client.is_empty() || ear(&to_client)).then_some(ear));
-    let mut forth = Flow { pending: to_worker, state: State::Reading, times: &traffic.from_client, ear: None };
-    let mut back = Flow { pending: to_client, state: State::Reading, times: &traffic.from_worker, ear };
+    count(&traffic.from_client, to_worker.len());
+    count(&traffic.from_worker, to_client.len());
+    let mut forth = Flow { pending: to_worker, state: State::Reading, bytes: &traffic.from_client, ear: None };
+    let mut back = Flow { pending: to_client, state: State::Reading, bytes: &traffic.from_worker, ear };
     let mut poll = |cx: &mut Context<'_>, both: bool| {
         let forth = forth.poll(cx, client, worker)?.is_ready();
         let back = back.poll(cx, worker, client)?.is_ready();
@@ -239,7 +252,7 @@ struct Flow<'a> {
     pending: Bytes,
     state: State,
     /// Counts what comes.
-    times: &'a AtomicU32,
+    bytes: &'a AtomicU64,
     ear: Option<Ear<'a>>,
 }
 
@@ -303,7 +316,7 @@ impl Flow<'_> {
             self.state = State::Ending;
             return Poll::Ready(Ok(()));
         }
-        count(self.times);
+        count(self.bytes, data.len());
         if self.ear.as_mut().is_some_and(|ear| !ear(data)) {
             self.ear = None;
         }
@@ -364,10 +377,10 @@ mod tests {
         let traffic = Traffic::default();
         let http = |idle, read| Http { websocket_idle: idle, websocket_read: read, ..Http::default() };
         assert!(Silence::of(&http(None, None), &traffic).is_none());
-        let speaks = async |times: &AtomicU32, pauses: u32| {
+        let speaks = async |bytes: &AtomicU64, pauses: u32| {
             for _ in 0..pauses {
                 sleep(IDLE * 15 / 16).await;
-                count(times);
+                count(bytes, 1);
             }
             std::future::pending::<()>().await;
         };

@@ -7,6 +7,7 @@ use super::output;
 use super::protect;
 use super::reader::{Table, shown};
 use super::value;
+use crate::access::{Format, Settings};
 use crate::config::{Cgroups, Homing, KernelPath};
 use crate::worker::socket::PATH_BYTES_MAX;
 
@@ -21,6 +22,9 @@ const KNOWN: &[&str] = &[
     "log_max_size",
     "log_max_age",
     "log_keep",
+    "access_log",
+    "access_log_format",
+    "access_log_query",
     "pin_dir",
     "cgroups",
     "kernel_path",
@@ -62,6 +66,7 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
     let trusted = table.map(|table| protect::prefixes(table, "trusted_proxies")).unwrap_or_default();
     let bindings = table.and_then(|table| table.number("bindings", BINDINGS_MIN, BINDINGS_MAX));
     let starts = table.and_then(|table| table.number("starts_at_once", 1, STARTS_MAX));
+    let access_log = table.and_then(|table| access_log(table, base));
     let output = table.map_or(output::DEFAULT, output::limits);
     Some(Homing {
         control_socket: control_socket?,
@@ -73,6 +78,7 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
         kernel_path: kernel_path?,
         interfaces,
         trusted_proxies: trusted.into_iter().map(|given| given.value).collect(),
+        access_log,
         output,
         bindings: bindings.map_or(DEFAULT_BINDINGS, |given| given.value),
         starts_at_once: starts.map_or_else(default_starts, |given| given.value),
@@ -90,6 +96,39 @@ fn kernel_path(text: &str) -> Result<KernelPath, String> {
         text,
         &[("required", KernelPath::Required), ("preferred", KernelPath::Preferred), ("off", KernelPath::Off)],
     )
+}
+
+fn access_log(table: &Table<'_>, base: &Path) -> Option<Settings> {
+    let path = table.parsed("access_log", |text| {
+        let path = value::path(text, base)?;
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        match dir.is_dir() && !path.is_dir() {
+            true => Ok(path),
+            false => {
+                Err(format!("must be a file in a directory that exists, not `{}`", shown(&path.to_string_lossy())))
+            }
+        }
+    });
+    let formats = [("combined", Format::Combined), ("json", Format::Json)];
+    let format = table.parsed("access_log_format", |text| value::choice(text, &formats));
+    let query = table.flag("access_log_query");
+    let idle = [
+        ("access_log_format", format.as_ref().map(|given| &given.span)),
+        ("access_log_query", query.as_ref().map(|given| &given.span)),
+    ];
+    for (key, span) in idle.into_iter().filter_map(|(key, span)| Some((key, span?))) {
+        if !table.has("access_log") {
+            table.wrong(
+                span.clone(),
+                format!("`{key}` without `access_log` writes nothing; add access_log, or remove it"),
+            );
+        }
+    }
+    Some(Settings {
+        path: path?.value,
+        format: format.map_or(Format::Combined, |given| given.value),
+        query: query.is_some_and(|given| given.value),
+    })
 }
 
 fn cgroups(text: &str) -> Result<Cgroups, String> {

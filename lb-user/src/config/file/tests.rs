@@ -9,6 +9,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::access;
 use crate::config::isolation::{self, StopSignal};
 use crate::config::{
     Affinity, App, Cgroups, Client, Cookie, Health, Host, Http, HttpOnly, Isolation, KernelPath, ListensOn, Protect,
@@ -93,6 +94,9 @@ fn every_key_is_read() {
         log_max_size = "1MiB"
         log_max_age = "36h"
         log_keep = 0
+        access_log = "etc/access.log"
+        access_log_format = "json"
+        access_log_query = true
         pin_dir = "/sys/fs/bpf/other"
         cgroups = "off"
         kernel_path = "required"
@@ -132,6 +136,8 @@ fn every_key_is_read() {
     assert_eq!(config.homing.log_dir, Path::new("/logs"));
     assert_eq!(config.homing.output, Limits { size_max: 1 << 20, age_max: Duration::from_secs(36 * 3_600), keep: 0 });
     assert_eq!(config.homing.pin_dir, Path::new("/sys/fs/bpf/other"));
+    let access_log = access::Settings { path: "/etc/access.log".into(), format: access::Format::Json, query: true };
+    assert_eq!(config.homing.access_log, Some(access_log));
     assert_eq!(config.homing.cgroups, Cgroups::Off);
     assert_eq!(config.homing.kernel_path, KernelPath::Required);
     assert_eq!(config.homing.interfaces, ["eth0", "lo"]);
@@ -312,6 +318,29 @@ fn relative_paths_start_from_the_directory_of_the_file() {
     let config = load(&file).expect("it is right");
     assert_eq!(config.homing.state_dir, folder.path().join("state"));
     assert_eq!(config.apps[0].directory, folder.path().join("app"));
+}
+
+#[test]
+fn an_access_log_without_a_place_or_with_nothing_to_write_to_is_told() {
+    for (line, expected) in [
+        (
+            "access_log = \"/nowhere/a.log\"",
+            "`access_log` must be a file in a directory that exists, not `/nowhere/a.log`",
+        ),
+        ("access_log = \"/\"", "`access_log` must be a file in a directory that exists, not `/`"),
+        (
+            "access_log_query = true",
+            "`access_log_query` without `access_log` writes nothing; add access_log, or remove it",
+        ),
+        (
+            "access_log = \"/a\"\naccess_log_format = \"clf\"",
+            "`access_log_format` must be \"combined\" or \"json\", not `clf`",
+        ),
+    ] {
+        let text = format!("[homing]\n{line}\n{APP}");
+        let errors = parse(&text, "homing.toml", Path::new("/")).expect_err(line).to_string();
+        assert!(errors.contains(expected), "{line}: {errors}");
+    }
 }
 
 #[test]

@@ -1,0 +1,86 @@
+//! A request's line in the access log, filled while the request is served. Exists only where there is a log.
+
+use std::net::IpAddr;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::Version;
+use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, REFERER, USER_AGENT};
+use http::request::Parts;
+
+use crate::access::{AccessLog, Fate, Line};
+
+/// What nginx writes where the client was gone before its answer.
+const CLIENT_GONE: u16 = 499;
+
+/// Written when it is dropped.
+pub struct Entry {
+    log: Arc<AccessLog>,
+    began: Instant,
+    /// Taken by drop alone.
+    line: Option<Box<Line>>,
+}
+
+impl Entry {
+    /// For a request whose head has come. `version`: as the client speaks it.
+    pub fn begin(
+        log: &Arc<AccessLog>,
+        client: (IpAddr, bool),
+        parts: &Parts,
+        version: Version,
+        id: HeaderValue,
+    ) -> Self {
+        let (client, is_secure) = client;
+        let target = match parts.uri.path_and_query() {
+            Some(target) if log.wants_query() => target.as_str(),
+            _ => parts.uri.path(),
+        };
+        let line = Line {
+            began: SystemTime::now(),
+            took: Duration::ZERO,
+            client,
+            is_secure,
+            method: parts.method.clone(),
+            version,
+            host: copy(&parts.headers, HOST),
+            target: target.to_owned(),
+            referer: copy(&parts.headers, REFERER),
+            user_agent: copy(&parts.headers, USER_AGENT),
+            id,
+            app: None,
+            status: CLIENT_GONE,
+            bytes: 0,
+            fate: Fate::Abandoned,
+        };
+        Self { log: Arc::clone(log), began: Instant::now(), line: Some(Box::new(line)) }
+    }
+}
+
+/// Not a part of the buffer that the head was read into: a tunnel may be open for days.
+fn copy(headers: &HeaderMap, name: HeaderName) -> Option<HeaderValue> {
+    headers.get(name).and_then(|value| HeaderValue::from_bytes(value.as_bytes()).ok())
+}
+
+impl Deref for Entry {
+    type Target = Line;
+
+    fn deref(&self) -> &Line {
+        self.line.as_deref().expect("taken by drop alone")
+    }
+}
+
+impl DerefMut for Entry {
+    fn deref_mut(&mut self) -> &mut Line {
+        self.line.as_deref_mut().expect("taken by drop alone")
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if let Some(mut line) = self.line.take() {
+            line.took = self.began.elapsed();
+            self.log.write(*line);
+        }
+    }
+}
