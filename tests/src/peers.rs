@@ -66,7 +66,8 @@ fn start(name: &str, arguments: &[&str], configuration: impl Fn(SocketAddr) -> S
     Some(peer)
 }
 
-fn program(name: &str) -> Option<PathBuf> {
+/// Where it is installed.
+pub fn program(name: &str) -> Option<PathBuf> {
     ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"]
         .iter()
         .map(|dir| Path::new(dir).join(name))

@@ -71,9 +71,10 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "output",
                 "restarts",
                 "systemd",
+                "top",
             ],
         ),
-        ("apps", options.apps, &["apps", "uvicorn"]),
+        ("apps", options.apps, &["apps", "uvicorn", "examples"]),
     ];
     for (name, is_wanted, files) in privileged {
         if !wanted(is_wanted) {
@@ -104,6 +105,8 @@ fn lints() -> anyhow::Result<()> {
     cargo(["fmt", "--all", "--check"]).context("cargo fmt --all puts it right")?;
     cargo(["clippy", "--workspace", "--exclude", "lb-ebpf", "--all-targets", "--", "-D", "warnings"])?;
     tidy::tidy()?;
+    // Also crates that only other systems need: cargo-deny looks at all of them, and downloads nothing.
+    cargo(["fetch", "--quiet", "--locked"])?;
     let mut deny = Command::new(setup::deny()?);
     run(deny.args(["--offline", "--log-level", "error", "check", "licenses", "bans", "sources"]).current_dir(root()))
 }

@@ -10,6 +10,7 @@ mod plain;
 mod run;
 mod status;
 mod takeover;
+mod top;
 mod trace;
 
 use std::ffi::OsString;
@@ -89,6 +90,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// The same, live: sort, filter, drain and restart from the keyboard.
+    #[command(after_help = top::EXAMPLES)]
+    Top(top::Options),
     /// Where a client goes, which rule decided, and what would change it.
     #[command(after_help = "Example:\n  homing trace sales 203.0.113.7")]
     Trace {
@@ -210,6 +214,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Demo(options) => demo::demo(&options),
         Command::Check(file) => check::check(&file.config),
         Command::Status { socket, json } => ask(status::status(socket.control_socket, json)),
+        Command::Top(options) => top::top(&options),
         Command::Trace { app, client, socket, json } => ask(trace::trace(socket.control_socket, app, client, json)),
         Command::Logs(options) => logs::logs(&options),
         Command::Stop { socket, now } => ask(stop(socket.control_socket, now)),

@@ -95,7 +95,8 @@ impl Runner {
     fn app_status(&mut self, app: usize, clients: &HashMap<BackendId, u64>, promoted: &HashMap<u32, u64>) -> AppStatus {
         let workers: Vec<WorkerStatus> = (0..self.state.apps[app].workers.len())
             .map(|at| self.worker_status(app, at, clients))
-            .filter(|worker| worker.state != "stopped" || worker.restarts > 0)
+            // Of those that are not there, the ones that somebody may miss.
+            .filter(|worker| worker.state != "stopped" || worker.restarts > 0 || worker.reason.is_some())
             .collect();
         let (config, state) = (&self.config.apps[app], &self.state.apps[app]);
         AppStatus {
@@ -153,11 +154,13 @@ impl Runner {
         let count = |of: fn(&Load) -> &AtomicU64| load.map_or(0, |load| of(load).load(Ordering::Relaxed));
         let (requests, assigned) = (count(|load| &load.requests), count(|load| &load.assigned));
         let bound = clients.get(&worker.backend).copied().unwrap_or(0);
+        let id = format!("{}/{}", self.config.apps[app].name, worker.number);
+        let drained = (worker.drained && worker.state_name() == "stopped")
+            .then(|| format!("drained by an operator; homing undrain {id} takes that back"));
         WorkerStatus {
-            id: format!("{}/{}", self.config.apps[app].name, worker.number),
             pid: running.map(Running::pid),
             state: worker.state_name().to_owned(),
-            reason: worker.reason().map(str::to_owned).or_else(|| remote?.obstacle.clone()),
+            reason: worker.reason().map(str::to_owned).or_else(|| remote?.obstacle.clone()).or(drained),
             last_output: self.last_output.of(&self.config.apps[app].name, worker.number).to_vec(),
             generation: worker.backend.generation(),
             clients: match self.config.apps[app].affinity_in_force() {
@@ -172,6 +175,7 @@ impl Runner {
             address: address.or_else(|| remote.map(|remote| remote.address.to_string())),
             started_at: running.map(|running| running.started_at),
             history: worker.history.iter().map(|(at, state)| self.past(*at, state)).collect(),
+            id,
         }
     }
 
