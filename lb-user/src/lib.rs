@@ -10,6 +10,7 @@ pub mod control;
 pub mod datapath;
 pub mod demo;
 mod introduction;
+pub mod metrics;
 pub mod output;
 pub mod proxy;
 pub mod routing;

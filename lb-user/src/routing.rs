@@ -4,12 +4,13 @@
 //! Nothing here decides; `control` makes snapshots and `proxy` follows them.
 
 mod door;
+mod times;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use lb_common::abi::{BackendId, Binding, BindingKey, Promotion, Service, Slot};
@@ -21,6 +22,7 @@ use crate::address::Address;
 use crate::config::{Affinity, Cookie, Http, Protect, SendProxy};
 
 pub use door::{Door, Found, Lost};
+pub use times::{BOUNDS, Held, Histogram, Observed, Times};
 
 /// All apps, as they are now.
 #[derive(Clone, Default)]
@@ -62,6 +64,8 @@ pub struct AppRoute {
     pub may_grow: bool,
     /// Why there will be no worker, when the app has failed: the reason that `homing status` prints.
     pub failed: Option<Arc<str>>,
+    /// How long its requests wait and take.
+    pub times: Arc<Times>,
 }
 
 #[derive(Clone)]
@@ -103,6 +107,22 @@ pub struct Load {
     pub assigned: AtomicU64,
     /// Requests ever forwarded to it.
     pub requests: AtomicU64,
+    /// Its app's.
+    pub times: Arc<Times>,
+}
+
+impl Load {
+    /// Of a worker of the app whose times these are.
+    pub fn counted_in(times: &Arc<Times>) -> Arc<Self> {
+        Arc::new(Self { times: Arc::clone(times), ..Self::default() })
+    }
+
+    /// The worker began to answer a request that was sent at that moment.
+    #[inline]
+    pub fn answered(&self, sent: Instant) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.times.upstream.observe(sent.elapsed());
+    }
 }
 
 /// What [`Bindings::bind`] did.

@@ -7,6 +7,7 @@ pub mod instance;
 pub mod network;
 pub mod packets;
 pub mod peers;
+pub mod promtool;
 pub mod raw;
 pub mod round_robin;
 pub mod session;

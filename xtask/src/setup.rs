@@ -107,6 +107,32 @@ pub fn libbpf_headers() -> anyhow::Result<()> {
     step("headers for libbpf, a second loader for the kernel programs", || apt(&missing))
 }
 
+/// Where [`promtool`] puts it.
+pub fn promtool_path() -> PathBuf {
+    root().join(ebpf_toolchain::TOOLS_DIR).join("bin/promtool")
+}
+
+/// Judges metrics and alert rules. Debian's package would start a Prometheus as well: only this file is taken from it. Where it
+/// cannot be had, its tests are skipped and say so.
+pub fn promtool() {
+    let promtool = promtool_path();
+    if has("promtool") || promtool.is_file() {
+        return;
+    }
+    let taken = step("promtool, which judges metrics and alert rules", || {
+        let dir = promtool.with_file_name("promtool.part");
+        std::fs::create_dir_all(&dir)?;
+        let script =
+            "apt-get -qq download prometheus && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool";
+        run(Command::new("sh").args(["-c", script]).current_dir(&dir))?;
+        std::fs::rename(dir.join("usr/bin/promtool"), &promtool)?;
+        Ok(std::fs::remove_dir_all(&dir)?)
+    });
+    if let Err(error) = taken {
+        println!("  {error:#}; going on without it");
+    }
+}
+
 /// A browser to look at the apps with.
 pub fn browser() -> anyhow::Result<()> {
     if has("chromium") && has("chromedriver") {

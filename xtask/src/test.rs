@@ -70,6 +70,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "sockets",
                 "output",
                 "restarts",
+                "metrics",
                 "systemd",
                 "top",
             ],
@@ -87,6 +88,9 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
         }
         setup::test_tools()?;
         setup::libbpf_headers()?;
+        if name == "e2e" {
+            setup::promtool();
+        }
         if name == "apps" {
             setup::browser()?;
             setup::shiny_venv()?;
@@ -128,6 +132,7 @@ fn tier(name: &'static str, arguments: &[&str], options: &Options) -> anyhow::Re
     let mut command = at_root("cargo", arguments);
     command.args(["--no-fail-fast", "--"]).args(&options.filter);
     command.env("HOMING_BIN", homing).env("HOMING_VENV", setup::venv());
+    command.env("HOMING_PROMTOOL", setup::promtool_path());
     let mut child = command.stdout(Stdio::piped()).spawn().context("cargo cannot be run")?;
     let output = BufReader::new(child.stdout.take().context("stdout is piped")?);
     let mut tier = Tier { name, passed: 0, failed: 0, skipped: 0, reason: None, took: Duration::ZERO };

@@ -14,7 +14,18 @@ pub struct Status {
     pub kernel_path: KernelPathStatus,
     pub isolation: IsolationStatus,
     pub apps: Vec<AppStatus>,
+    /// What is bounded, and how full it is.
+    #[serde(default)]
+    pub tables: Vec<TableStatus>,
     pub counters: BTreeMap<String, u64>,
+}
+
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct TableStatus {
+    /// bindings, promotions or held_requests.
+    pub name: String,
+    pub used: u64,
+    pub room: u64,
 }
 
 #[derive(Serialize, Deserialize, Debug, Clone)]
@@ -105,6 +116,9 @@ pub struct WorkerStatus {
     pub generation: u32,
     pub clients: u64,
     pub connections: u64,
+    /// Those of them on the kernel path.
+    #[serde(default)]
+    pub connections_kernel: u64,
     /// HTTP-path requests; the kernel path's are not seen, only its connections.
     pub requests: u64,
     pub restarts: u32,

@@ -4,6 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
@@ -20,6 +21,8 @@ use super::report::{Bound, Done, Failure, Handover, Loads, OutputFile, Status, T
 #[derive(Debug)]
 pub enum Request {
     Status(oneshot::Sender<Status>),
+    /// The same, made a moment ago at most: for who asks again and again.
+    Report(oneshot::Sender<Arc<Status>>),
     Trace {
         app: String,
         address: IpAddr,

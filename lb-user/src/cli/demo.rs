@@ -159,6 +159,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
             bindings: 1_024,
             starts_at_once: WORKERS,
             output: config::file::DEFAULT_OUTPUT,
+            metrics: None,
         },
         apps: vec![app(BY_ADDRESS, by_address, Affinity::Ip), app(BY_COOKIE, by_cookie, Affinity::Cookie)],
     })

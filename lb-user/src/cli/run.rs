@@ -22,6 +22,7 @@ use crate::config::{self, Config, Forward, KernelPath};
 use crate::control::doors;
 use crate::control::runner::{Ended, Kernel, Parts, Runner};
 use crate::datapath::{self, Datapath};
+use crate::metrics::{Metrics, Sources};
 use crate::proxy::{CookieKeys, Proxy};
 use crate::routing::{Bindings, RoutingHandle, Snapshot};
 
@@ -81,6 +82,7 @@ pub(super) async fn serve(
     let held = if takeover.is_some() { None } else { Some(lock(&homing.state_dir)?) };
     takeover.as_ref().map_or(Ok(()), |takeover| takeover.check(homing))?;
     let listeners = listeners(&config, takeover.as_mut())?;
+    let metrics_listener = metrics_listener(homing, takeover.as_mut())?;
     let keys = CookieKeys::load_or_create(&homing.state_dir)?;
     let bound = match &takeover {
         Some(takeover) => takeover.end_its_reign().await?,
@@ -115,9 +117,22 @@ pub(super) async fn serve(
         format!("cannot write the access log {path}; set homing.access_log, or make its directory writable")
     })?;
     let line = ready_line(&config, &kernel);
-    let parts =
-        Parts { file, config, keys, kernel, bindings, snapshots, notices, requests, proxy, listeners, predecessor };
-    let runner = Runner::start(parts)?;
+    let metrics = Metrics::new(Sources { requests: request_sender.clone(), snapshots: snapshots.subscribe() });
+    let runner = Runner::start(Parts {
+        file,
+        config,
+        keys,
+        kernel,
+        bindings,
+        snapshots,
+        notices,
+        requests,
+        proxy,
+        listeners,
+        predecessor,
+        metrics,
+        metrics_listener,
+    })?;
 
     let answering = tokio::spawn(admin::server::serve(socket, request_sender.clone()));
     ready(&line);
@@ -200,6 +215,14 @@ fn listeners(config: &Config, mut takeover: Option<&mut Takeover>) -> anyhow::Re
         Ok((address, socket))
     };
     doors::addresses(&config.apps).map(&mut listener).collect()
+}
+
+fn metrics_listener(homing: &config::Homing, takeover: Option<&mut Takeover>) -> anyhow::Result<Option<TcpListener>> {
+    let Some(metrics) = &homing.metrics else { return Ok(None) };
+    match takeover.and_then(|takeover| takeover.listener(metrics.address)) {
+        Some(taken) => Ok(Some(taken)),
+        None => doors::bind_for_metrics(metrics.address).map(Some).map_err(|error| anyhow!(error)),
+    }
 }
 
 /// Opens the kernel path as the configuration wants it.

@@ -184,6 +184,7 @@ mod tests {
             generation: 1,
             clients: 12_345,
             connections: 99_999,
+            connections_kernel: 0,
             requests: 0,
             restarts: 3,
             memory_bytes: Some(138_000_000),
@@ -207,6 +208,7 @@ mod tests {
                 cpu: WayStatus { by: "none".into(), reason: Some("no memory controller".into()) },
                 polling_ms: 500,
             },
+            tables: Vec::new(),
             apps: vec![AppStatus {
                 name: "sales".into(),
                 listen_udp: vec![],

@@ -10,6 +10,7 @@ mod homing;
 mod http;
 mod isolation;
 mod listen;
+mod metrics;
 mod output;
 mod protect;
 mod reader;
@@ -81,7 +82,11 @@ fn config(top: &Table<'_>, base: &Path) -> Option<Config> {
             top.wrong(span, format!("`app` must be tables, not {}; write [[app]]", reader::kind(other)));
         }
     }
-    Some(Config { homing: homing?, apps: apps.finish() })
+    let (homing, apps) = (homing?, apps.finish());
+    if let (Some(table), Some(given)) = (top.silent_table("homing"), &homing.metrics) {
+        metrics::check(&table, given, &apps);
+    }
+    Some(Config { homing, apps })
 }
 
 fn read(path: &Path) -> io::Result<String> {
@@ -137,7 +142,7 @@ fn rendered(text: &str, name: &str, syntax_errors: &[toml::de::Error], mut findi
 }
 
 /// Keys that the documentation of homing's later versions knows.
-const NOT_YET_HOMING: Unsupported = &["metrics"];
+const NOT_YET_HOMING: Unsupported = &[];
 
 #[cfg(test)]
 mod mistakes;

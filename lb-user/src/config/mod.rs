@@ -53,6 +53,17 @@ pub struct Homing {
     pub access_log: Option<crate::access::Settings>,
     /// Of workers' output.
     pub output: crate::output::Limits,
+    /// Where metrics are to be had, if anywhere.
+    pub metrics: Option<Metrics>,
+}
+
+/// The listener for metrics.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metrics {
+    pub address: SocketAddr,
+    pub token_file: Option<PathBuf>,
+    /// What the file held; who asks must show it.
+    pub token: Option<crate::metrics::Token>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]

@@ -106,6 +106,18 @@ pub fn addresses(apps: &[App]) -> impl Iterator<Item = (&str, SocketAddr)> {
 /// # Errors
 /// What is in the way, and what to do about it.
 pub fn bind(app: &str, address: SocketAddr) -> Result<TcpListener, String> {
+    bind_for(&format!("app {app}"), address)
+}
+
+/// The same for metrics.
+///
+/// # Errors
+/// As [`bind`].
+pub fn bind_for_metrics(address: SocketAddr) -> Result<TcpListener, String> {
+    bind_for("homing.metrics", address)
+}
+
+fn bind_for(whom: &str, address: SocketAddr) -> Result<TcpListener, String> {
     listen(address).map_err(|error| {
         let port = address.port();
         let advice = match error.kind() {
@@ -114,7 +126,7 @@ pub fn bind(app: &str, address: SocketAddr) -> Result<TcpListener, String> {
             io::ErrorKind::AddrNotAvailable => "; this machine does not have that address: see ip address".to_owned(),
             _ => String::new(),
         };
-        format!("app {app}: cannot listen on {address}: {error}{advice}")
+        format!("{whom}: cannot listen on {address}: {error}{advice}")
     })
 }
 

@@ -15,6 +15,7 @@ use super::state::AppSpec;
 use crate::config::{Affinity, App, Backend, Cookie, Forward, Http, Protect, Rate};
 use crate::datapath::Listed;
 use crate::proxy::CookieKeys;
+use crate::routing::Times;
 
 /// Of one app.
 pub(super) struct Fixed {
@@ -23,6 +24,8 @@ pub(super) struct Fixed {
     pub(super) name: Arc<str>,
     pub(super) protect: Option<Arc<Protect>>,
     pub(super) http: Arc<Http>,
+    /// Not of the configuration: kept when that changes.
+    pub(super) times: Arc<Times>,
 }
 
 /// `id`: the app's number in the datapath's tables.
@@ -108,6 +111,7 @@ pub(super) fn fix(id: u32, app: &App, keys: &CookieKeys) -> Fixed {
         name: app.name.as_str().into(),
         protect: (app.protect != Protect::default()).then(|| Arc::new(app.protect.clone())),
         http: Arc::new(app.http.clone()),
+        times: Arc::default(),
     }
 }
 

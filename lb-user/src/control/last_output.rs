@@ -1,6 +1,9 @@
 //! What workers wrote last before they ended without being asked to: for `homing status` and for homing's own log.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use lb_common::abi::BackendId;
 
@@ -28,16 +31,28 @@ impl LastOutput {
 
 impl Runner {
     /// A process has ended, with these last lines.
-    pub(super) fn exited(&mut self, backend: BackendId, how: String, lines: Vec<String>) {
+    pub(super) fn exited(&mut self, backend: BackendId, at: Instant, how: String, lines: Vec<String>) {
         let place = self.state.worker(backend);
+        let times = place.and_then(|(app, _)| {
+            let had_clients = self.state.apps[app].ring.iter().any(|slot| slot.current == backend);
+            Some((Arc::clone(&self.fixed.get(app)?.times), had_clients))
+        });
         let place = place.map(|(app, worker)| (self.state.apps[app].spec.name.clone(), worker.number));
         self.last_output.of_the_end = lines;
         self.happen(Event::Exited { backend, how });
+        if let Some((times, true)) = &times {
+            times.failover.observe(at.elapsed());
+        }
         let lines = std::mem::take(&mut self.last_output.of_the_end);
         let Some(key) = place else { return };
         let app = self.state.apps.iter().find(|app| app.spec.name == key.0);
         match app.and_then(|app| app.worker(key.1)).map(|worker| &worker.phase) {
-            Some(Phase::Backoff { .. } | Phase::Failed { .. }) => self.last_output.of_workers.insert(key, lines),
+            Some(Phase::Backoff { .. } | Phase::Failed { .. }) => {
+                if let Some((times, _)) = &times {
+                    times.failures.fetch_add(1, Ordering::Relaxed);
+                }
+                self.last_output.of_workers.insert(key, lines)
+            }
             _ => self.last_output.of_workers.remove(&key),
         };
     }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lb_common::abi::BackendId;
 use tokio::sync::mpsc;
@@ -46,6 +46,8 @@ pub(super) enum Message {
     Waiting { backend: BackendId, why: String },
     Exited {
         backend: BackendId,
+        /// When its end was seen.
+        at: Instant,
         how: String,
         /// The last lines of its output.
         last_output: Vec<String>,
@@ -318,6 +320,7 @@ impl Launcher {
         let clearing = self.confinement.clearing();
         let watcher = tokio::spawn(async move {
             let how = watch.until_end(&process, |said| tracing::warn!(worker = %worker.name, "{said}")).await;
+            let at = Instant::now();
             asked.wait_for_others(&process).await;
             // What the worker started goes with it; nobody else would end it.
             kill_tree(&process, worker::Signal::KILL);
@@ -325,7 +328,7 @@ impl Launcher {
             clearing.after(process);
             // Written a moment ago, so it is in memory; another thread would take longer, while clients wait for another worker.
             let last_output = output::last::lines(&worker.log, worker.since);
-            let _ = messages.send(Message::Exited { backend, how, last_output }).await;
+            let _ = messages.send(Message::Exited { backend, at, how, last_output }).await;
         });
         watcher.abort_handle()
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::doors::Doors;
 use super::runner::{Kernel, Runner};
@@ -31,6 +31,8 @@ pub struct Predecessor {
     requests: mpsc::Receiver<Request>,
     requesters: mpsc::Sender<Request>,
     loads: Vec<(u64, Arc<Load>)>,
+    /// Answers who asked before.
+    metrics: JoinHandle<()>,
     socket: PathBuf,
     /// What is still open then is broken off.
     patience: Duration,
@@ -38,7 +40,8 @@ pub struct Predecessor {
 
 impl Runner {
     pub(super) fn handover(&self) -> Handover {
-        let doors = self.doors.sockets().map(|(address, fd)| OpenDoor { address, fd }).collect();
+        let sockets = self.doors.sockets().chain(self.metrics.socket());
+        let doors = sockets.map(|(address, fd)| OpenDoor { address, fd }).collect();
         let pin_dir = matches!(self.kernel, Kernel::On(_)).then(|| self.config.homing.pin_dir.clone());
         Handover { pid: std::process::id(), doors, predecessor: self.predecessor_socket(), pin_dir }
     }
@@ -74,9 +77,10 @@ impl Runner {
         let patience = self.config.apps.iter().map(|app| app.timeouts.drain).max().unwrap_or_default();
         let processes = self.running.values().map(|running| (running.incarnation, Arc::clone(&running.load)));
         let loads = processes.collect();
-        let Self { mut doors, requests, .. } = self;
+        let Self { mut doors, requests, metrics, .. } = self;
         doors.keep(|_| false);
-        Predecessor { doors, requests, requesters, loads, socket, patience }
+        let metrics = tokio::spawn(metrics.end());
+        Predecessor { doors, requests, requesters, loads, metrics, socket, patience }
     }
 }
 
@@ -86,7 +90,7 @@ impl Predecessor {
     /// # Errors
     /// When the kernel gives no signals.
     pub async fn serve_out(self) -> anyhow::Result<()> {
-        let Self { mut doors, mut requests, requesters, loads, socket, patience } = self;
+        let Self { mut doors, mut requests, requesters, loads, metrics, socket, patience } = self;
         let answering = match admin::server::bind(&socket) {
             Ok(listener) => Some(tokio::spawn(admin::server::serve(listener, requesters)).abort_handle()),
             Err(error) => {
@@ -113,6 +117,9 @@ impl Predecessor {
             }
         }
         doors.end().await;
+        // Who asks now is told at once.
+        drop(requests);
+        let _ = metrics.await;
         answering.inspect(AbortHandle::abort);
         let _ = std::fs::remove_file(&socket);
         Ok(())

@@ -75,6 +75,7 @@ impl Runner {
         let specs: Vec<AppSpec> = ids.iter().zip(&next.apps).map(|(&id, app)| fixed::spec(id, app)).collect();
         check(&specs)?;
         let listeners = self.bind_new(&next.apps)?;
+        let for_metrics = self.bind_for_metrics(&next.homing)?;
         // Another instance may have made new ones.
         self.keys.reload(&self.config.homing.state_dir).map_err(|error| error.to_string())?;
         let mut changes = self.changes(&next.apps);
@@ -84,6 +85,8 @@ impl Runner {
         if changes.is_empty() && next.homing == self.config.homing {
             return Ok("nothing has changed.".to_owned());
         }
+        let metrics = self.metrics.configure(next.homing.metrics.as_ref(), for_metrics);
+        metrics.map_err(|error| format!("the metrics listener cannot be had: {error}"))?;
         self.apply(next.homing, next.apps, &ids, specs, listeners);
         Ok(format!(
             "reloaded: {}.",
@@ -95,6 +98,12 @@ impl Runner {
     fn bind_new(&self, apps: &[App]) -> Result<Vec<(SocketAddr, TcpListener)>, String> {
         let addresses = doors::addresses(apps).filter(|(_, address)| !self.doors.has(*address));
         addresses.map(|(app, address)| Ok((address, doors::bind(app, address)?))).collect()
+    }
+
+    /// The same for the metrics listener.
+    fn bind_for_metrics(&self, next: &Homing) -> Result<Option<TcpListener>, String> {
+        let address = next.metrics.as_ref().map(|metrics| metrics.address);
+        address.filter(|&address| !self.metrics.is_on(address)).map(doors::bind_for_metrics).transpose()
     }
 
     /// In words, an app each.
@@ -147,8 +156,9 @@ impl Runner {
                     }
                     // The ring keeps its size while it has clients.
                     let ring_len = self.state.apps[place].ring.len() as u32;
-                    self.fixed[place] =
-                        fixed::Fixed { service: lb_common::abi::Service { ring_len, ..fixed.service }, ..fixed };
+                    let service = lb_common::abi::Service { ring_len, ..fixed.service };
+                    let times = Arc::clone(&self.fixed[place].times);
+                    self.fixed[place] = fixed::Fixed { service, times, ..fixed };
                     self.config.apps[place] = app;
                 }
                 None => {

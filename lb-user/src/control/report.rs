@@ -2,20 +2,25 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use lb_common::abi::{BackendId, Binding, BindingKey};
+use lb_common::abi::{BackendId, Binding, BindingKey, PROMOTED_MAX};
 use lb_common::addr::Addr;
 use lb_common::affinity::{self, Choice};
+use tokio::time::Instant;
 
 use super::launch::Running;
 use super::runner::{Kernel, Runner};
 use crate::admin::report::{
-    AppStatus, BindingReport, InterfaceStatus, KernelPathStatus, PastState, Status, Trace, WorkerStatus,
+    AppStatus, BindingReport, InterfaceStatus, KernelPathStatus, PastState, Status, TableStatus, Trace, WorkerStatus,
 };
 use crate::admin::unknown_app;
+use crate::bindings::BINDINGS_MAX;
 use crate::config::{self, Affinity, Forward};
 use crate::datapath::{Datapath, Mode};
+use crate::proxy::limits::HELD_MAX;
 use crate::routing::Load;
 
 pub(super) fn kernel_status(kernel: &Kernel) -> KernelPathStatus {
@@ -49,9 +54,34 @@ pub(super) fn kernel_status(kernel: &Kernel) -> KernelPathStatus {
     }
 }
 
+/// Who asks again and again is told what was so this long ago at most …
+const REPORT_AGE_MIN: Duration = Duration::from_secs(1);
+/// … or so many times as long as it took to look: it takes a fiftieth of control's time at most.
+const REPORT_AGE_FACTOR: u32 = 50;
+
+/// A report that is told again.
+pub(super) struct Reported {
+    at: Instant,
+    took: Duration,
+    status: Arc<Status>,
+}
+
 impl Runner {
+    /// For metrics: however many ask, control's time is for its clients.
+    pub(super) fn report(&mut self) -> Arc<Status> {
+        let is_young =
+            |last: &&Reported| last.at.elapsed() < REPORT_AGE_MIN.max(last.took.saturating_mul(REPORT_AGE_FACTOR));
+        if let Some(last) = self.reported.as_ref().filter(is_young) {
+            return Arc::clone(&last.status);
+        }
+        let begun = Instant::now();
+        let status = Arc::new(self.status());
+        self.reported = Some(Reported { at: Instant::now(), took: begun.elapsed(), status: Arc::clone(&status) });
+        status
+    }
+
     pub(super) fn status(&mut self) -> Status {
-        let (clients, promoted) = (self.clients(), self.promoted());
+        let ((clients, bound), promoted) = (self.clients(), self.promoted());
         let mut counters: BTreeMap<String, u64> = BTreeMap::new();
         if let Some(Ok(kernel)) = self.kernel.datapath().map(|datapath| datapath.counters()) {
             counters.extend(kernel.into_iter().map(|(name, value)| (name.to_owned(), value)));
@@ -65,22 +95,39 @@ impl Runner {
             kernel_path: self.kernel_status.clone(),
             isolation: self.launcher.confinement.status(),
             apps: (0..self.state.apps.len()).map(|app| self.app_status(app, &clients, &promoted)).collect(),
+            tables: self.tables(bound, promoted.values().sum()),
             counters,
         }
     }
 
-    /// Clients bound to each live backend.
-    fn clients(&self) -> HashMap<BackendId, u64> {
+    fn tables(&self, bindings: u64, promotions: u64) -> Vec<TableStatus> {
+        let room = match self.kernel {
+            Kernel::On(_) => u64::from(self.config.homing.bindings),
+            Kernel::Off { .. } => BINDINGS_MAX as u64,
+        };
+        let held = self.state.apps.iter().map(|app| self.proxy.held(app.spec.id) as u64).sum();
+        let table = |name: &str, used, room| TableStatus { name: name.to_owned(), used, room };
+        vec![
+            table("bindings", bindings, room),
+            table("promotions", promotions, u64::from(PROMOTED_MAX)),
+            table("held_requests", held, HELD_MAX as u64),
+        ]
+    }
+
+    /// Clients bound to each live backend, and all that are bound, idle ones and former ones too.
+    fn clients(&self) -> (HashMap<BackendId, u64>, u64) {
         let now_s = self.bindings.now_s();
         let places = self.places();
         let mut clients = HashMap::new();
-        for (key, binding) in self.bindings.all() {
+        let all = self.bindings.all();
+        let bound = all.len() as u64;
+        for (key, binding) in all {
             let service = places.get(&key.app).map(|&app| self.fixed[app].service);
             if service.is_some_and(|service| affinity::is_fresh(&service, &binding, now_s)) {
                 *clients.entry(binding.backend).or_default() += 1;
             }
         }
-        clients
+        (clients, bound)
     }
 
     /// Clients of each app that are promoted, by its number.
@@ -146,7 +193,7 @@ impl Runner {
 
     fn worker_status(&mut self, app: usize, at: usize, clients: &HashMap<BackendId, u64>) -> WorkerStatus {
         let worker = self.state.apps[app].workers[at].clone();
-        let (_, connections) = self.connections(worker.backend);
+        let (connections_kernel, connections) = self.connections(worker.backend);
         let running = self.running.get(&worker.backend);
         let remote = self.remotes.get(&worker.backend);
         let address = running.map(|running| running.address.to_string());
@@ -169,6 +216,7 @@ impl Runner {
                 Affinity::Auto => bound + assigned,
             },
             connections,
+            connections_kernel,
             requests,
             restarts: worker.restarts,
             memory_bytes: running.map(|running| running.process.memory_bytes()),

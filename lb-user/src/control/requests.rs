@@ -11,6 +11,7 @@ impl Runner {
     pub(super) fn answer(&mut self, request: Request) {
         match request {
             Request::Status(answer) => drop(answer.send(self.status())),
+            Request::Report(answer) => drop(answer.send(self.report())),
             Request::Trace { app, address, answer } => drop(answer.send(self.trace(&app, address))),
             Request::Output { worker, answer } => drop(answer.send(output::files(&self.config, &worker))),
             Request::Stop { now } => self.stop(now),

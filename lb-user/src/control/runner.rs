@@ -20,6 +20,7 @@ use super::last_output::LastOutput;
 use super::launch::{Launcher, Message, Running};
 use super::predecessor::{Elsewhere, Predecessor};
 use super::remotes::{self, Remote};
+use super::report::Reported;
 use super::saver::Saver;
 use super::snapshot::snapshot;
 use super::state::{AppSpec, Kind, State};
@@ -28,9 +29,10 @@ use crate::admin::report::KernelPathStatus;
 use crate::admin::server::Request;
 use crate::config::{App, Config};
 use crate::datapath::{Changes, Datapath};
+use crate::metrics::Metrics;
 use crate::output::{Keeper, Policy};
 use crate::proxy::{CookieKeys, Proxy};
-use crate::routing::{Bindings, Notice, Snapshot};
+use crate::routing::{Bindings, Load, Notice, Snapshot};
 
 /// Between looks at workers' connections.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
@@ -53,6 +55,10 @@ pub struct Parts {
     pub listeners: Vec<(SocketAddr, TcpListener)>,
     /// Where the homing that this one replaced says what it still serves.
     pub predecessor: Option<PathBuf>,
+    /// Not configured yet.
+    pub metrics: Metrics,
+    /// For it, where one is wanted.
+    pub metrics_listener: Option<TcpListener>,
 }
 
 /// How a run ended.
@@ -95,6 +101,9 @@ pub struct Runner {
     pub(super) remotes: HashMap<BackendId, Remote>,
     pub(super) proxy: Proxy,
     pub(super) doors: Doors,
+    pub(super) metrics: Metrics,
+    /// What metrics were last told.
+    pub(super) reported: Option<Reported>,
     /// What homings that were replaced still serve.
     elsewhere: Elsewhere,
     /// Connections of the kernel path, and on both paths, as last looked at.
@@ -131,8 +140,8 @@ impl Runner {
     /// # Errors
     /// When the configuration asks for more than homing can hold, or the kernel refuses an entry.
     pub fn start(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { file, config, keys, kernel, bindings, snapshots, notices, requests, proxy, listeners, predecessor } =
-            parts;
+        let Parts { file, config, keys, kernel, bindings, snapshots, notices, requests, proxy, .. } = parts;
+        let Parts { listeners, predecessor, metrics, metrics_listener, .. } = parts;
         let (saver, found) = Saver::open(&config.homing.state_dir);
         let ids = super::reload::number(&config.apps, &found.numbers());
         let has_kernel = matches!(kernel, Kernel::On(_));
@@ -161,6 +170,8 @@ impl Runner {
             running: HashMap::new(),
             remotes: HashMap::new(),
             doors: Doors::new(proxy.clone()),
+            metrics,
+            reported: None,
             elsewhere,
             proxy,
             by_kernel: HashMap::new(),
@@ -191,6 +202,7 @@ impl Runner {
         runner.publish_snapshot();
         runner.happen(Event::Boot);
         runner.open_doors(listeners)?;
+        runner.metrics.configure(runner.config.homing.metrics.as_ref(), metrics_listener)?;
         Ok(runner)
     }
 
@@ -283,9 +295,9 @@ impl Runner {
             }
             Message::Listeners { backend, listeners } => self.found_listeners(backend, &listeners),
             Message::Waiting { backend, why } => self.happen(Event::Waiting { backend, why }),
-            Message::Exited { backend, how, last_output } => {
+            Message::Exited { backend, at, how, last_output } => {
                 self.running.remove(&backend);
-                self.exited(backend, how, last_output);
+                self.exited(backend, at, how, last_output);
                 if let Some(datapath) = self.kernel.datapath() {
                     datapath.forget(backend);
                     self.ghosts.forget(backend);
@@ -355,7 +367,8 @@ impl Runner {
                 let config = &self.config.apps[app];
                 let taken = self.running.values().filter_map(|running| running.address.port()).collect();
                 match self.launcher.spawn(config, number, backend, &taken) {
-                    Ok(running) => {
+                    Ok(mut running) => {
+                        running.load = Load::counted_in(&self.fixed[app].times);
                         tracing::info!(app = %config.name, worker = number, pid = running.pid(), "started a worker");
                         self.running.insert(backend, running);
                     }
@@ -366,7 +379,8 @@ impl Runner {
                 let &App { ref backends, ref health, send_proxy, .. } = &self.config.apps[app];
                 let Kind::Remote(wanted) = &self.state.apps[app].worker(number)?.kind else { return None };
                 let remote = backends.iter().find(|backend| remotes::member(backend).name == wanted.name)?;
-                let remote = Remote::watch(remote, health, send_proxy, backend, self.launcher.messages());
+                let mut remote = Remote::watch(remote, health, send_proxy, backend, self.launcher.messages());
+                remote.load = Load::counted_in(&self.fixed[app].times);
                 self.remotes.insert(backend, remote);
             }
             Effect::Unwatch { backend } => drop(self.remotes.remove(&backend)),

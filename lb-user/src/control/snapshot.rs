@@ -37,6 +37,7 @@ pub(super) fn snapshot(
             workers: workers(app, running, remotes, by_kernel),
             may_grow: !state.stopping && app.may_grow(),
             failed: failed(state, app),
+            times: Arc::clone(&fixed.times),
         };
         (app.spec.id, Arc::new(route))
     });

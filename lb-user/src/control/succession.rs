@@ -13,6 +13,7 @@ use super::runner::Runner;
 use super::saver::Found;
 use super::state::{Kind, Worker};
 use super::{AsItWas, Event};
+use crate::routing::Load;
 use crate::{output, worker};
 
 impl Runner {
@@ -50,11 +51,12 @@ impl Runner {
             let wanted = self.config.apps.iter().position(|app| app.name == worker.app && !app.command.is_empty());
             let backend = BackendId(worker.backend);
             match self.launcher.adopt(worker, backend, wanted.map(|app| &self.config.apps[app])) {
-                Some(running) => {
+                Some(mut running) => {
                     tracing::info!(app = %worker.app, worker = worker.number, pid = worker.pid, "adopted a worker");
+                    let app = wanted.expect("only wanted workers are adopted");
+                    running.load = Load::counted_in(&self.fixed[app].times);
                     self.running.insert(backend, running);
                     adopted.push(backend);
-                    let app = wanted.expect("only wanted workers are adopted");
                     let given = Given::by(&self.config.apps[app]).fingerprint(worker.incarnation);
                     let &SavedWorker { number, place, drained, draining, .. } = worker;
                     let as_it_was = AsItWas { place, outdated: given != worker.given, drained, draining };

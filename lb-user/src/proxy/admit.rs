@@ -14,7 +14,7 @@ use super::answer::Refusal;
 use super::counters::Counter;
 use super::limits::REFUSED_PAUSE;
 use super::place::{Place, Visitor};
-use crate::routing::{AppRoute, Load, Notice, WorkerRoute};
+use crate::routing::{AppRoute, Held, Load, Notice, WorkerRoute};
 
 /// How long one request has waited, over all its attempts.
 #[derive(Default)]
@@ -81,6 +81,7 @@ impl Inner {
         }
         let turn = self.queues.join(visitor.app, route.http.queue);
         let turn = turn.ok_or_else(|| self.refused(Counter::RefusedHeldFull, Refusal::HeldFull))?;
+        let _held = Held::in_times(&route.times);
         drop(route);
         self.counters.add(Counter::Held);
         let mut changes = self.routing.snapshots.clone();

@@ -263,8 +263,10 @@ impl Attempt<'_> {
         let inner = &self.connection.proxy;
         let mut patience = Patience::default();
         let mut shunned = None;
+        let mut refused: Option<Instant> = None;
         for attempt in 1..=ATTEMPTS {
             let place = inner.admit(self.visitor, request.headers(), &mut patience, shunned).await?;
+            refused.inspect(|since| place.worker.load.times.retried.observe(since.elapsed()));
             let shown: Vec<HeaderValue> = self.hide_cookie(&mut request);
             let introduction = self.introduction.as_ref();
             let passage = request.body().passage();
@@ -275,11 +277,12 @@ impl Attempt<'_> {
                     None => inner.upstreams.send(&place.worker, introduction, request).await,
                 }
             };
+            let sent_at = Instant::now();
             let sent = within(self.answer_within, passage.as_deref(), sending).await?;
             let backend = place.worker.backend;
             match sent {
                 Ok((response, lease)) => {
-                    place.worker.load.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    place.worker.load.answered(sent_at);
                     let decision = Decision { worker: place.worker.number, rule: place.rule, held: patience.held() };
                     if let Some(entry) = self.entry {
                         let Decision { worker, rule, held } = decision;
@@ -313,6 +316,7 @@ impl Attempt<'_> {
                 }
                 Err(SendError::Refused { request: unsent, error }) => {
                     inner.counters.add(Counter::UpstreamRefused);
+                    refused = Some(Instant::now());
                     tracing::debug!(worker = place.worker.number, address = %place.worker.address, %error, "no connection");
                     inner.notify(Notice::Unreachable { backend });
                     if attempt == ATTEMPTS {

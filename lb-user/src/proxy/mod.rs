@@ -48,7 +48,7 @@ mod sessions;
 mod sharing;
 mod stream;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod trust;
 mod tunnel;
 mod upstream;

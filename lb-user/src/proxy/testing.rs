@@ -187,6 +187,7 @@ pub fn route(affinity: Affinity, workers: Vec<WorkerRoute>) -> AppRoute {
         workers,
         may_grow: true,
         failed: None,
+        times: Arc::default(),
     }
 }
 

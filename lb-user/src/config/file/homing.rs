@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::NOT_YET_HOMING;
+use super::metrics;
 use super::output;
 use super::protect;
 use super::reader::{Table, shown};
@@ -15,6 +16,8 @@ use crate::worker::socket::PATH_BYTES_MAX;
 const INTERFACE_BYTES_MAX: usize = 15;
 
 const KNOWN: &[&str] = &[
+    metrics::KNOWN[0],
+    metrics::KNOWN[1],
     "control_socket",
     "state_dir",
     "run_dir",
@@ -68,6 +71,7 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
     let starts = table.and_then(|table| table.number("starts_at_once", 1, STARTS_MAX));
     let access_log = table.and_then(|table| access_log(table, base));
     let output = table.map_or(output::DEFAULT, output::limits);
+    let metrics = table.and_then(|table| metrics::read(table, base));
     Some(Homing {
         control_socket: control_socket?,
         state_dir: state_dir?,
@@ -80,6 +84,7 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
         trusted_proxies: trusted.into_iter().map(|given| given.value).collect(),
         access_log,
         output,
+        metrics,
         bindings: bindings.map_or(DEFAULT_BINDINGS, |given| given.value),
         starts_at_once: starts.map_or_else(default_starts, |given| given.value),
     })

@@ -60,7 +60,7 @@ pub(super) fn conflict(new: &Taken, taken: &[Taken]) -> Option<String> {
 }
 
 /// homing's IPv6 sockets take no IPv4, so the two families never meet.
-fn overlaps(a: SocketAddr, b: SocketAddr) -> bool {
+pub(super) fn overlaps(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port()
         && a.is_ipv4() == b.is_ipv4()
         && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())

@@ -338,10 +338,10 @@ const WRONG_FILE: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "homing.metrics = \"127.0.0.1:9180\"\nhoming.interfaces = [\"eth0\", \"eth0\", \"a b\"]\n[[apps]]",
+        "homing.metrik = \"127.0.0.1:9180\"\nhoming.interfaces = [\"eth0\", \"eth0\", \"a b\"]\n[[apps]]",
         &[
             "1:1: no [[app]] is given; add one with `name`, `listen` and `command`",
-            "1:8: `metrics` is not supported by this version of homing (0.1.0); remove the line",
+            "1:8: unknown key `metrik` in homing; did you mean `metrics`?",
             "2:30: `eth0` is given twice; remove one",
             "2:38: `a b` cannot be the name of an interface; see `ip link`",
             "3:3: unknown key `apps` in the file; did you mean `app`?",
