@@ -77,6 +77,59 @@ impl Browser {
         Self { client, driver, _profile: profile }
     }
 
+    /// Opens the page.
+    pub async fn open(&self, url: &str) {
+        self.client.goto(url).await.expect("the page loads");
+    }
+
+    /// Waits until there is such an element; its text.
+    pub async fn text_of(&self, css: &str) -> String {
+        let found = self.client.wait().at_most(DEADLINE).for_element(Locator::Css(css)).await;
+        match found {
+            Ok(element) => element.text().await.expect("the page is there"),
+            Err(error) => panic!("{css}: {error}; the page is: {:?}", self.client.source().await),
+        }
+    }
+
+    /// Waits until that element's text is as described.
+    pub async fn wait_for_text(&self, css: &str, is_so: impl Fn(&str) -> bool) -> String {
+        let begun = std::time::Instant::now();
+        loop {
+            // It may be drawn anew between the two.
+            let text = self.run("return document.querySelector(arguments[0])?.textContent ?? ''", &[json!(css)]).await;
+            let text = text.as_str().unwrap_or_default().to_owned();
+            if is_so(&text) {
+                return text;
+            }
+            assert!(begun.elapsed() < DEADLINE, "{css} still says {text:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Runs the body of a function in the page.
+    pub async fn run(&self, script: &str, arguments: &[serde_json::Value]) -> serde_json::Value {
+        self.client.execute(script, arguments.to_vec()).await.expect("it runs")
+    }
+
+    /// Presses keys, wherever the focus is.
+    pub async fn press(&self, keys: &str) {
+        let focused = self.client.active_element().await.expect("something has the focus");
+        focused.send_keys(keys).await.expect("it takes keys");
+    }
+
+    /// Says yes to the question that the page asks.
+    pub async fn agree(&self) {
+        let begun = std::time::Instant::now();
+        while let Err(error) = self.client.accept_alert().await {
+            assert!(begun.elapsed() < DEADLINE, "the page asks nothing: {error}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub async fn close(self) {
+        self.client.clone().close().await.expect("the browser closes");
+    }
+
     /// Opens the page and waits until its `#result` says that it is done.
     pub async fn sticky_page(self, url: &str) -> Seen {
         self.client.goto(url).await.expect("the page loads");

@@ -80,8 +80,7 @@ fn start_with_token() -> (Homing, SocketAddr) {
 #[test]
 fn counters_and_times_move_with_requests() {
     let (_homing, listen, metrics) = start(2, "", "");
-    let before = scrape(metrics);
-    assert_eq!(value(&before, "homing_app_workers{app=\"demo\",kind=\"ready\"}"), 2.0, "{before}");
+    let before = wait_for_value(metrics, "homing_app_workers{app=\"demo\",kind=\"ready\"}", |ready| ready == 2.0);
     assert!(value(&before, "homing_kernel_path_active") == 1.0);
     assert!(value(&before, "process_resident_memory_bytes") > 1e6);
     for _ in 0..5 {
@@ -227,13 +226,12 @@ fn a_successor_takes_the_listener_over_and_every_scraper_is_answered() {
     });
     let successor = homing.replace();
     homing.succeeded_by(successor);
-    let text = scrape(metrics);
+    wait_for_value(metrics, "homing_app_workers{app=\"demo\",kind=\"ready\"}", |ready| ready == 1.0);
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     let statuses = scraper.join().expect("every connection was taken and answered");
     // The moment of the handover itself may be told as such.
     assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
     assert!(statuses.iter().filter(|status| **status == 503).count() <= 1, "{statuses:?}");
-    assert_eq!(value(&text, "homing_app_workers{app=\"demo\",kind=\"ready\"}"), 1.0);
 }
 
 #[test]
@@ -268,4 +266,71 @@ fn the_alert_rules_fire_when_they_should_and_not_before() {
             String::from_utf8_lossy(&output.stderr)
         );
     }
+}
+
+/// With actions allowed: its own address, and that of metrics.
+fn start_with_actions() -> (Homing, SocketAddr) {
+    let (listen, metrics) = (free_address(), free_address());
+    let app = demo_app("demo", &[listen], "127.0.0.1", 2, "");
+    let settings = format!("metrics = \"{metrics}\"\nmetrics_token_file = \"token\"\nmetrics_actions = true");
+    let mut homing = Homing::configured(&[], &settings, &app);
+    std::fs::write(homing.dir().join("token"), TOKEN).expect("written");
+    homing.start_again();
+    homing.wait_for_workers(0, 2);
+    (homing, metrics)
+}
+
+fn post(target: SocketAddr, path: &str, more: &str) -> Answer {
+    let head = format!("POST {path} HTTP/1.1\r\nHost: {target}\r\nContent-Length: 0\r\n{more}\r\n");
+    say(target, &head)
+}
+
+#[test]
+fn the_dashboard_is_one_page_of_its_own_and_shows_what_status_says() {
+    let (_homing, _, metrics) = start(2, "", "");
+    let page = get(metrics, "/", "");
+    assert_eq!(page.status, 200);
+    assert!(page.head.contains("content-security-policy: default-src 'none'; script-src 'self'"), "{}", page.head);
+    for part in ["/dashboard.js", "/dashboard.css"] {
+        assert_eq!(get(metrics, part, "").status, 200, "{part}");
+        assert!(page.body.contains(&part[1..]), "{part}");
+    }
+    let told: serde_json::Value = serde_json::from_str(&get(metrics, "/api/status", "").body).expect("JSON");
+    assert_eq!(told["status"]["apps"][0]["workers"][1]["id"], "demo/1");
+    assert_eq!(told["actions"], false);
+    let sample = wait_for("a first sample", || {
+        let told: serde_json::Value = serde_json::from_str(&get(metrics, "/api/status", "").body).ok()?;
+        told["history"].get(0).cloned()
+    });
+    assert!(sample["apps"]["demo"].as_array().is_some_and(|values| values.len() == 3), "{sample}");
+    let later: serde_json::Value =
+        serde_json::from_str(&get(metrics, "/api/status?since=99999999999", "").body).expect("JSON");
+    assert_eq!(later["history"], serde_json::json!([]));
+    assert_eq!(get(metrics, "/api/status?since=x", "").status, 400);
+    assert_eq!(post(metrics, "/api/drain?worker=demo/0", "").status, 404, "nothing can be done from here");
+    assert_eq!(say(metrics, "GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n").status, 421);
+}
+
+#[test]
+fn orders_need_the_option_the_token_and_the_own_page() {
+    let (homing, metrics) = start_with_actions();
+    let right = format!("Authorization: Bearer {TOKEN}\r\n");
+    assert_eq!(get(metrics, "/", "").status, 200, "the page asks for the token itself");
+    assert_eq!(get(metrics, "/api/status", "").status, 401);
+    assert_eq!(post(metrics, "/api/drain?worker=demo/0", "").status, 401);
+    assert_eq!(get(metrics, "/api/drain?worker=demo/0", &right).status, 405);
+    let foreign = post(metrics, "/api/drain?worker=demo/0", &format!("{right}Origin: http://evil.example\r\n"));
+    assert_eq!(foreign.status, 403, "{}", foreign.body);
+    assert_eq!(
+        post(metrics, "/api/drain?worker=demo/0", &format!("{right}Sec-Fetch-Site: cross-site\r\n")).status,
+        403
+    );
+    assert_eq!(homing.wait_for_workers(0, 2)["apps"][0]["workers"][0]["state"], "ready", "nothing was done");
+    let own = format!("{right}Origin: http://{metrics}\r\nSec-Fetch-Site: same-origin\r\n");
+    let done = post(metrics, "/api/drain?worker=demo/0", &own);
+    assert_eq!(done.status, 200, "{}", done.body);
+    homing.wait_until("it drains", |status| status["apps"][0]["workers"][0]["state"] != "ready");
+    assert_eq!(post(metrics, "/api/drain?worker=demo/77", &own).status, 409);
+    assert_eq!(post(metrics, "/api/drain?app=demo", &own).status, 400);
+    assert!(homing.said().contains("an order by the dashboard"), "{}", homing.said());
 }

@@ -75,7 +75,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "top",
             ],
         ),
-        ("apps", options.apps, &["apps", "uvicorn", "examples"]),
+        ("apps", options.apps, &["apps", "uvicorn", "examples", "dashboard"]),
     ];
     for (name, is_wanted, files) in privileged {
         if !wanted(is_wanted) {

@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime};
 use super::{DONE, USAGE};
 use crate::config::isolation::size_in_words;
 use crate::config::{
-    self, Affinity, App, Backend, Config, Forward, Host, Http, HttpOnly, Isolation, KernelPath, Protect, Rate, Tls,
+    self, Affinity, App, Backend, Config, Forward, Host, Http, HttpOnly, Isolation, KernelPath, Metrics, Protect, Rate,
+    Tls,
 };
 use crate::datapath;
 use crate::tls::{Certificate, Validity};
@@ -48,6 +49,12 @@ fn render(path: &Path, config: &Config, missing: Option<&str>, others: &[String]
             sizes.bytes().div_ceil(MB),
             sizes.bindings
         );
+    }
+    if let Some(metrics) = &config.homing.metrics {
+        let _ = writeln!(out, "metrics and dashboard: http://{}/, {}", metrics.address, who_may_see(metrics));
+        if let Some(note) = metrics.token_file.as_deref().and_then(open_to_all) {
+            let _ = writeln!(out, "note: {note}");
+        }
     }
     for other in others {
         let _ = writeln!(out, "note: {other}");
@@ -112,6 +119,22 @@ fn render(path: &Path, config: &Config, missing: Option<&str>, others: &[String]
         let _ = writeln!(out, "  {line}");
     }
     out
+}
+
+fn who_may_see(metrics: &Metrics) -> &'static str {
+    match (&metrics.token, metrics.actions) {
+        (None, _) => "for everybody on this machine",
+        (Some(_), false) => "for who shows the token",
+        (Some(_), true) => "for who shows the token, to drain and restart, too",
+    }
+}
+
+fn open_to_all(token: &Path) -> Option<String> {
+    let mode = std::fs::metadata(token).map_or(0, |metadata| metadata.mode());
+    let shown = token.display();
+    (mode & 0o007 != 0).then(|| {
+        format!("everybody on this machine can read the token {shown} (mode {:o}); chmod 640 it", mode & 0o777)
+    })
 }
 
 /// Which app each URL leads to, address by address, as the HTTP path looks for it: the first that fits.
@@ -295,6 +318,25 @@ mod tests {
         );
         let second = "[[app]]\nname = \"b\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\nhosts = [\"b\"]";
         assert_eq!(why(second), "http: other apps share an address with it: only a request says whose it is");
+    }
+
+    #[test]
+    fn a_token_that_everybody_can_read_is_told() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let token = dir.path().join("token");
+        std::fs::write(&token, "0123456789abcdef").expect("written");
+        let text = format!(
+            "[homing]\nmetrics = \"0.0.0.0:9180\"\nmetrics_token_file = {token:?}\n\
+             [[app]]\nname = \"a\"\nlisten = [\"[::]:80\"]\ncommand = [\"sh\"]\n"
+        );
+        let config = config::file::parse(&text, "homing.toml", Path::new("/")).expect("it is right");
+        let told = |mode| {
+            std::fs::set_permissions(&token, std::fs::Permissions::from_mode(mode)).expect("set");
+            render(Path::new("homing.toml"), &config, None, &[], false)
+        };
+        assert!(told(0o644).contains("(mode 644); chmod 640 it"), "{}", told(0o644));
+        let told = told(0o640);
+        assert!(told.contains("http://0.0.0.0:9180/, for who shows the token\n") && !told.contains("chmod"), "{told}");
     }
 
     #[test]

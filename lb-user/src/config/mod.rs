@@ -53,17 +53,19 @@ pub struct Homing {
     pub access_log: Option<crate::access::Settings>,
     /// Of workers' output.
     pub output: crate::output::Limits,
-    /// Where metrics are to be had, if anywhere.
+    /// Where metrics and the dashboard are to be had, if anywhere.
     pub metrics: Option<Metrics>,
 }
 
-/// The listener for metrics.
+/// The listener for metrics and the dashboard.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metrics {
     pub address: SocketAddr,
     pub token_file: Option<PathBuf>,
     /// What the file held; who asks must show it.
     pub token: Option<crate::metrics::Token>,
+    /// Whether the dashboard may give orders; only with a token.
+    pub actions: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use http::StatusCode;
-use http::header::{AUTHORIZATION, HOST, HeaderMap};
+use http::header::{AUTHORIZATION, HOST, HeaderMap, ORIGIN};
 
 use super::token::Token;
 
@@ -30,6 +30,26 @@ pub(super) fn check(headers: &HeaderMap, token: Option<&Token>) -> Result<(), De
             why: "without homing.metrics_token_file ask for an IP address or localhost, not for another name\n",
         }),
     }
+}
+
+/// Whether an order is given by the dashboard's own page, or by no browser at all. The token says so already, since no browser
+/// sends it by itself; this is the second lock.
+///
+/// # Errors
+/// When another site's page gives it.
+pub(super) fn check_origin(headers: &HeaderMap) -> Result<(), Denied> {
+    let is_own_site = headers.get("sec-fetch-site").is_none_or(|site| site == "same-origin");
+    let is_own_page = headers.get(ORIGIN).is_none_or(|origin| {
+        let authority = origin.to_str().ok().and_then(|origin| Some(origin.split_once("://")?.1));
+        authority.is_some_and(|authority| headers.get(HOST).is_some_and(|host| host == authority))
+    });
+    if is_own_site && is_own_page {
+        return Ok(());
+    }
+    Err(Denied {
+        status: StatusCode::FORBIDDEN,
+        why: "orders are taken from this page alone, not from another site's\n",
+    })
 }
 
 fn shown(headers: &HeaderMap) -> Option<&[u8]> {
@@ -76,6 +96,23 @@ mod tests {
         }
         assert!(check(&headers(&[]), None).is_err());
         assert!(check(&headers(&[("host", "127.0.0.1"), ("host", "evil")]), None).is_err());
+    }
+
+    #[test]
+    fn orders_come_from_the_own_page_or_from_no_page() {
+        let host = ("host", "127.0.0.1:9180");
+        for (more, is_right) in [
+            (&[][..], true),
+            (&[("origin", "http://127.0.0.1:9180"), ("sec-fetch-site", "same-origin")], true),
+            (&[("origin", "https://127.0.0.1:9180")], true),
+            (&[("origin", "http://evil.example")], false),
+            (&[("origin", "http://127.0.0.1:9181")], false),
+            (&[("origin", "null")], false),
+            (&[("sec-fetch-site", "cross-site")], false),
+            (&[("sec-fetch-site", "same-site")], false),
+        ] {
+            assert_eq!(check_origin(&headers(&[&[host], more].concat())).is_ok(), is_right, "{more:?}");
+        }
     }
 
     #[test]

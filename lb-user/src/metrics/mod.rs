@@ -1,10 +1,14 @@
-//! Metrics, on a listener of their own: what control reports and the HTTP path times, for Prometheus.
+//! Metrics and the dashboard, on a listener of their own: what control reports and the HTTP path times, for Prometheus and for
+//! people.
 //!
 //! It asks control as `homing status` does and follows the snapshot that control publishes; it decides nothing. Whoever asks
 //! much or reads slowly takes places here, not control's time.
 
 mod access;
+mod answer;
 mod families;
+mod history;
+mod page;
 mod process;
 mod render;
 mod serve;

@@ -126,7 +126,7 @@ fn times(text: &mut Text, snapshot: &Snapshot) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use std::time::Duration;
 
@@ -156,7 +156,7 @@ mod tests {
         }
     }
 
-    fn status() -> Status {
+    pub(in super::super) fn status() -> Status {
         let way = || WayStatus { by: "v2".to_owned(), reason: None };
         Status {
             version: "0.1.0".to_owned(),

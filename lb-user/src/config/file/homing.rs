@@ -18,6 +18,7 @@ const INTERFACE_BYTES_MAX: usize = 15;
 const KNOWN: &[&str] = &[
     metrics::KNOWN[0],
     metrics::KNOWN[1],
+    metrics::KNOWN[2],
     "control_socket",
     "state_dir",
     "run_dir",

@@ -8,7 +8,7 @@ use super::value;
 use crate::config::{App, Metrics};
 use crate::metrics::Token;
 
-pub(super) const KNOWN: [&str; 2] = ["metrics", "metrics_token_file"];
+pub(super) const KNOWN: [&str; 3] = ["metrics", "metrics_token_file", "metrics_actions"];
 
 pub(super) fn read(table: &Table<'_>, base: &Path) -> Option<Metrics> {
     let token = table.parsed("metrics_token_file", |text| {
@@ -43,8 +43,15 @@ pub(super) fn read(table: &Table<'_>, base: &Path) -> Option<Metrics> {
         );
         return None;
     }
+    let actions = table.flag("metrics_actions").filter(|given| given.value);
+    if let Some(given) = actions.as_ref().filter(|_| !table.has("metrics_token_file")) {
+        table.wrong(
+            given.span.clone(),
+            "`metrics_actions` lets the dashboard drain and restart, which not everybody on the machine may; add metrics_token_file",
+        );
+    }
     let (token_file, token) = token.map(|given| given.value).unzip();
-    Some(Metrics { address, token_file, token })
+    Some(Metrics { address, token_file, token, actions: actions.is_some() })
 }
 
 /// Nobody else may have its address.
@@ -92,6 +99,23 @@ mod tests {
         let metrics = accepted(&lines).homing.metrics.expect("given");
         assert!(metrics.token.is_some_and(|token| token.is(b"0123456789abcdef")));
         assert_eq!(metrics.token_file.as_deref(), Some(file.as_path()));
+    }
+
+    #[test]
+    fn orders_need_a_token() {
+        assert_eq!(
+            complaints(&with("metrics = \"127.0.0.1:9180\"\nmetrics_actions = true")),
+            [
+                "homing.toml:7:19: `metrics_actions` lets the dashboard drain and restart, which not everybody on the machine may; \
+              add metrics_token_file"
+            ]
+        );
+        assert_eq!(
+            complaints(&with("metrics_actions = true")),
+            [
+                "homing.toml:6:19: `metrics_actions` without `metrics` is of no use; add metrics = \"127.0.0.1:9180\", or remove it"
+            ]
+        );
     }
 
     #[test]
