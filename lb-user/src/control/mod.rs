@@ -32,6 +32,7 @@ mod snapshot;
 pub mod state;
 pub mod step;
 mod succession;
+mod tally;
 
 pub use state::{App, AppSpec, Phase, State, Worker};
 pub use step::step;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lb_common::abi::{BackendId, Binding, BindingKey, PROMOTED_MAX};
+use lb_common::abi::{BackendId, Binding, BindingKey, PROMOTED_MAX, Service};
 use lb_common::addr::Addr;
 use lb_common::affinity::{self, Choice};
 use tokio::time::Instant;
 
 use super::launch::Running;
 use super::runner::{Kernel, Runner};
+use super::tally::Tally;
 use crate::admin::report::{
     AppStatus, BindingReport, InterfaceStatus, KernelPathStatus, PastState, Status, TableStatus, Trace, WorkerStatus,
 };
@@ -56,7 +57,8 @@ pub(super) fn kernel_status(kernel: &Kernel) -> KernelPathStatus {
 
 /// Who asks again and again is told what was so this long ago at most …
 const REPORT_AGE_MIN: Duration = Duration::from_secs(1);
-/// … or so many times as long as it took to look: it takes a fiftieth of control's time at most.
+/// … or so many times as long as it took to look: it takes a fiftieth of control's time at most, and the walk through all
+/// bindings none of it.
 const REPORT_AGE_FACTOR: u32 = 50;
 
 /// A report that is told again.
@@ -75,13 +77,19 @@ impl Runner {
             return Arc::clone(&last.status);
         }
         let begun = Instant::now();
-        let status = Arc::new(self.status());
+        let tally = self.tallies.last(&self.bindings, self.services());
+        let status = Arc::new(self.status_with(&tally));
         self.reported = Some(Reported { at: Instant::now(), took: begun.elapsed(), status: Arc::clone(&status) });
         status
     }
 
     pub(super) fn status(&mut self) -> Status {
-        let ((clients, bound), promoted) = (self.clients(), self.promoted());
+        let tally = Tally::of(&*self.bindings, &self.services());
+        self.status_with(&tally)
+    }
+
+    fn status_with(&mut self, tally: &Tally) -> Status {
+        let Tally { clients, bound, promoted } = tally;
         let mut counters: BTreeMap<String, u64> = BTreeMap::new();
         if let Some(Ok(kernel)) = self.kernel.datapath().map(|datapath| datapath.counters()) {
             counters.extend(kernel.into_iter().map(|(name, value)| (name.to_owned(), value)));
@@ -94,8 +102,8 @@ impl Runner {
             uptime_seconds: self.started.elapsed().as_secs(),
             kernel_path: self.kernel_status.clone(),
             isolation: self.launcher.confinement.status(),
-            apps: (0..self.state.apps.len()).map(|app| self.app_status(app, &clients, &promoted)).collect(),
-            tables: self.tables(bound, promoted.values().sum()),
+            apps: (0..self.state.apps.len()).map(|app| self.app_status(app, clients, promoted)).collect(),
+            tables: self.tables(*bound, promoted.values().sum()),
             counters,
         }
     }
@@ -114,29 +122,8 @@ impl Runner {
         ]
     }
 
-    /// Clients bound to each live backend, and all that are bound, idle ones and former ones too.
-    fn clients(&self) -> (HashMap<BackendId, u64>, u64) {
-        let now_s = self.bindings.now_s();
-        let places = self.places();
-        let mut clients = HashMap::new();
-        let all = self.bindings.all();
-        let bound = all.len() as u64;
-        for (key, binding) in all {
-            let service = places.get(&key.app).map(|&app| self.fixed[app].service);
-            if service.is_some_and(|service| affinity::is_fresh(&service, &binding, now_s)) {
-                *clients.entry(binding.backend).or_default() += 1;
-            }
-        }
-        (clients, bound)
-    }
-
-    /// Clients of each app that are promoted, by its number.
-    fn promoted(&self) -> HashMap<u32, u64> {
-        let mut promoted = HashMap::new();
-        for (key, _) in self.bindings.promotions() {
-            *promoted.entry(key.app).or_default() += 1;
-        }
-        promoted
+    fn services(&self) -> HashMap<u32, Service> {
+        self.fixed.iter().map(|fixed| (fixed.service.app, fixed.service)).collect()
     }
 
     fn app_status(&mut self, app: usize, clients: &HashMap<BackendId, u64>, promoted: &HashMap<u32, u64>) -> AppStatus {

@@ -24,6 +24,7 @@ use super::report::Reported;
 use super::saver::Saver;
 use super::snapshot::snapshot;
 use super::state::{AppSpec, Kind, State};
+use super::tally::Tallies;
 use super::{Effect, Event, Severity, step};
 use crate::admin::report::KernelPathStatus;
 use crate::admin::server::Request;
@@ -104,6 +105,7 @@ pub struct Runner {
     pub(super) metrics: Metrics,
     /// What metrics were last told.
     pub(super) reported: Option<Reported>,
+    pub(super) tallies: Tallies,
     /// What homings that were replaced still serve.
     elsewhere: Elsewhere,
     /// Connections of the kernel path, and on both paths, as last looked at.
@@ -172,6 +174,7 @@ impl Runner {
             doors: Doors::new(proxy.clone()),
             metrics,
             reported: None,
+            tallies: Tallies::default(),
             elsewhere,
             proxy,
             by_kernel: HashMap::new(),
