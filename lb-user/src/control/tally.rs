@@ -12,7 +12,7 @@ use crate::routing::Bindings;
 
 /// Between walks, at least …
 const PAUSE_MIN: Duration = Duration::from_secs(1);
-/// … and so many times as long as one takes: whoever binds a client waits for it meanwhile.
+/// … and so many times as long as one takes: a fiftieth of a processor at most.
 const PAUSE_FACTOR: u32 = 50;
 
 /// As it was counted.

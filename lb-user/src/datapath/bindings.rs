@@ -1,8 +1,9 @@
 //! The kernel's tables of bindings and promotions, as the HTTP path and control use them.
 
+use std::os::fd::AsFd as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use aya::maps::{HashMap, MapData};
+use aya::maps::{HashMap, IterableMap as _, Map, MapData, MapError};
 use lb_common::abi::{BackendId, Binding, BindingKey, Promotion};
 
 use super::pod::Wire;
@@ -19,12 +20,18 @@ type Table<V> = HashMap<MapData, Wire<BindingKey>, Wire<V>>;
 
 pub struct KernelBindings {
     map: Mutex<Table<Binding>>,
+    /// The same table once more: a walk through all of it takes a good part of a second, and no request waits for that.
+    all: Table<Binding>,
     promoted: Mutex<Table<Promotion>>,
 }
 
 impl KernelBindings {
-    pub(super) fn new(map: Table<Binding>, promoted: Table<Promotion>) -> Self {
-        Self { map: Mutex::new(map), promoted: Mutex::new(promoted) }
+    /// # Errors
+    /// When the process may not have another file.
+    pub(super) fn new(map: Table<Binding>, promoted: Table<Promotion>) -> Result<Self, MapError> {
+        let twin = map.map().fd().as_fd().try_clone_to_owned().map_err(MapError::IoError)?;
+        let all = Table::try_from(Map::from_map_data(MapData::from_fd(twin)?)?)?;
+        Ok(Self { map: Mutex::new(map), all, promoted: Mutex::new(promoted) })
     }
 
     fn map(&self) -> MutexGuard<'_, Table<Binding>> {
@@ -70,7 +77,7 @@ impl Bindings for KernelBindings {
     }
 
     fn all(&self) -> Vec<(BindingKey, Binding)> {
-        self.map().iter().filter_map(|entry| entry.ok().map(|(key, binding)| (key.0, binding.0))).collect()
+        self.all.iter().filter_map(|entry| entry.ok().map(|(key, binding)| (key.0, binding.0))).collect()
     }
 
     fn promotion(&self, key: &BindingKey) -> Option<Promotion> {

@@ -132,7 +132,8 @@ impl Datapath {
     fn load(pin_dir: &Path, interfaces: &[String], sizes: Sizes) -> Result<Self, Unavailable> {
         let mut ebpf = pin::load_on_pins(pin_dir, OBJECT, sizes)?;
         let attached = attach::attach_all(&mut ebpf, pin_dir, interfaces)?;
-        let bindings = KernelBindings::new(hash_map(&mut ebpf, "BINDINGS")?, hash_map(&mut ebpf, "PROMOTED")?);
+        let bindings = KernelBindings::new(hash_map(&mut ebpf, "BINDINGS")?, hash_map(&mut ebpf, "PROMOTED")?)
+            .map_err(|error| Unavailable::Load(format!("map BINDINGS: {error}")))?;
         Ok(Self {
             pin_dir: pin_dir.to_owned(),
             attached,
