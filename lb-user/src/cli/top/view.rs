@@ -33,6 +33,8 @@ const KEYS: &str = "Enter more  s sort  / filter  d drain  u undrain  R restart 
 
 /// Lines for details below the table.
 const DETAILS: u16 = 12;
+/// Lines among them of what a worker wrote last.
+const OUTPUT: usize = 6;
 
 pub(super) fn draw(model: &mut Model, frame: &mut Frame<'_>) {
     let details = if model.mode == Mode::Details { DETAILS.min(frame.area().height / 2) } else { 0 };
@@ -140,7 +142,7 @@ fn app_line(model: &Model, app: &AppStatus) -> Line<'static> {
         requests,
         restarts,
         memory(bytes),
-        format!("{} {}", app.path, app.affinity),
+        app.path,
     );
     Line::styled(text, color(model, of_state(&app.state)).add_modifier(Modifier::BOLD))
 }
@@ -177,14 +179,13 @@ fn more(row: &Row<'_>, now: u64) -> Text<'static> {
             let address = worker.address.as_deref().unwrap_or("no address");
             lines.push(format!("{pid}, {address}, {} requests so far", worker.requests).into());
             lines.extend(worker.reason.iter().map(|reason| plain(reason).into_owned().into()));
+            // The end of what it wrote says more than the rest.
+            let last = worker.last_output.len().saturating_sub(OUTPUT);
+            lines.extend(worker.last_output[last..].iter().map(|line| format!("| {}", plain(line)).into()));
             lines.extend(worker.history.iter().rev().map(|past| {
                 let ago = span(now.saturating_sub(past.at));
                 format!("{ago:>10} ago  {}", plain(&past.state)).into()
             }));
-            if !worker.last_output.is_empty() {
-                lines.push("last output:".into());
-            }
-            lines.extend(worker.last_output.iter().map(|line| format!("| {}", plain(line)).into()));
         }
     }
     Text::from(lines)
@@ -339,11 +340,11 @@ homing 0.1.0  pid 7  up 1 m 1 s   kernel path: XDP on eth0 native
 clients 6   connections 60 (new: kernel path 0.0/s, HTTP path -)   promoted 0
 requests 10.0/s   held 4   refused 10.0/s   errors -   new WebSockets -
 WORKER            STATE      CLIENTS  CONNS   REQ/S RESTARTS    MEMORY        UP
-sales             ready            3     30    30.0        0    360 MB both auto
+sales             ready            3     30    30.0        0    360 MB      both
   sales/0         ready            0     10     0.0        0    120 MB   1 h 1 m
   sales/1         failed           1      9    10.0        0    120 MB   1 h 1 m
   sales/2         ready            2      8    20.0        0    120 MB   1 h 1 m
-planning          ready            3     30     0.0        0      0 MB both auto
+planning          ready            3     30     0.0        0      0 MB      both
 ";
         assert!(text.starts_with(expected), "{text}");
         assert!(text.trim_end().ends_with("R restart  ? help  q quit"), "{text}");
