@@ -9,6 +9,8 @@ pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod demo;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod introduction;
 pub mod metrics;
 pub mod output;

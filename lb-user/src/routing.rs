@@ -21,6 +21,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::address::Address;
 use crate::config::{Affinity, Cookie, Http, Protect, SendProxy};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use door::fuzz;
 pub use door::{Door, Found, Lost};
 pub use times::{BOUNDS, Held, Histogram, Observed, Times};
 

@@ -1,5 +1,6 @@
 //! Every developer command: `cargo xtask COMMAND`.
 
+mod fuzz;
 mod run;
 mod setup;
 mod test;
@@ -28,6 +29,8 @@ enum Cli {
         #[command(subcommand)]
         bench: Bench,
     },
+    /// Throw made-up bytes at what reads strangers' bytes, until something that homing promises does not hold.
+    Fuzz(fuzz::Options),
     /// Check what no compiler does: file sizes, dependency direction, where unsafe stands, what is documented.
     Tidy,
 }
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Cli::Bench { bench: Bench::Datapath { options } } => bench(&["unshare", "--net"], "datapath", &options),
         Cli::Bench { bench: Bench::Path { options } } => bench(&[], "path", &options),
         Cli::Bench { bench: Bench::Http { options } } => setup::peers().and_then(|()| bench(&[], "http", &options)),
+        Cli::Fuzz(options) => fuzz::fuzz(&options),
         Cli::Tidy => tidy::tidy(),
     };
     match result {

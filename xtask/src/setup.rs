@@ -92,6 +92,14 @@ pub fn test_tools() -> anyhow::Result<()> {
     step("tools for network namespaces", || apt(&missing))
 }
 
+/// libFuzzer is C++.
+pub fn cpp_compiler() -> anyhow::Result<()> {
+    if has("c++") {
+        return Ok(());
+    }
+    step("a C++ compiler, for libFuzzer", || apt(&["g++"]))
+}
+
 /// Headers for building libbpf, the second loader that tests load the kernel programs with.
 pub fn libbpf_headers() -> anyhow::Result<()> {
     let needed = [("libelf.h", "libelf-dev"), ("zlib.h", "zlib1g-dev")];

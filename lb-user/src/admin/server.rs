@@ -1,5 +1,8 @@
 //! The socket's listening side.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
+
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -98,7 +101,12 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 
 /// Answers until the task is dropped.
 pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) {
-    let router = Router::new()
+    // It only returns when the listener fails for good, which a unix socket's does not.
+    let _ = axum::serve(Trusted(listener), router(requests)).await;
+}
+
+fn router(requests: mpsc::Sender<Request>) -> Router {
+    Router::new()
         .route("/v1/status", get(status))
         .route("/v1/trace", get(trace))
         .route("/v1/output", get(output))
@@ -107,9 +115,7 @@ pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) {
         .route("/v1/handover", get(handover))
         .route("/v1/yield", post(make_way))
         .route("/v1/loads", get(loads))
-        .with_state(requests);
-    // It only returns when the listener fails for good, which a unix socket's does not.
-    let _ = axum::serve(Trusted(listener), router).await;
+        .with_state(requests)
 }
 
 /// Accepts only who may give orders.

@@ -6,6 +6,8 @@ mod backends;
 mod command;
 mod cookie;
 mod entrance;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod homing;
 mod http;
 mod isolation;

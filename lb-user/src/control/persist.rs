@@ -4,6 +4,9 @@
 //! A state file is JSON: the version, the SHA-256 of the bytes of `state`, and `state`. So whatever happened to it, it
 //! is read as what was written or refused by name.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
+
 use std::collections::HashMap;
 use std::fmt::Write as _;
 

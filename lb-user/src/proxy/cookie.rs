@@ -4,6 +4,9 @@
 //! therefore a list of places, one per app, each sealed by itself; a homing touches only the place of the app asked
 //! for and hands the others back as they came.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{COOKIE, HeaderMap, HeaderValue};

@@ -4,6 +4,9 @@
 //! Reads along between the socket and hyper and changes nothing, until a head is bad: hyper gets that head and not a
 //! byte of what follows. hyper still judges all that is judged here, and more; this only has to know where heads begin.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
+
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -255,7 +258,8 @@ impl Head {
             }
             b't' => {
                 let Some(value) = value_of(line, b"transfer-encoding") else { return };
-                self.is_bad |= self.is_chunked || !value.eq_ignore_ascii_case(b"chunked");
+                let is_chunked = value.eq_ignore_ascii_case(b"chunked") && line.len() < LINE_KEPT;
+                self.is_bad |= self.is_chunked || !is_chunked;
                 self.is_chunked = true;
             }
             _ => {}
@@ -314,6 +318,8 @@ mod tests {
         let good = "PUT / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc";
         let long = format!("GET /{}# HTTP/1.1\r\n", "x".repeat(100));
         let padded = format!("PUT / HTTP/1.1\r\nContent-Length:{}3\r\n", " ".repeat(60));
+        let coded = format!("PUT / HTTP/1.1\r\nTransfer-Encoding: chunked{}, gzip\r\n", " ".repeat(60));
+        let blank = format!("PUT / HTTP/1.1\r\nTransfer-Encoding:{}chunked\r\n", " ".repeat(60));
         let long_line = format!("GET / HTTP/1.1\r\nX: {}\n", "x".repeat(100));
         for bad in [
             "PUT / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n",
@@ -326,6 +332,8 @@ mod tests {
             "PUT / HTTP/1.1\r\nContent-Length: +3\r\n",
             "GET /#x HTTP/1.1\r\n",
             &padded,
+            &coded,
+            &blank,
             "GET / HTTP/1.1\nHost: a\r\n",
             "GET / HTTP/1.1\r\nHost: a\n",
             &long,

@@ -3,6 +3,9 @@
 //! Shiny, in R and in Python, says it in one of its first messages, `{"config": {"sessionId": "…"}}`, and its pages then
 //! ask for `session/<id>/…`: uploads, downloads, plots and data that only that process has.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
+
 use std::io::Cursor;
 
 use flate2::{Decompress, FlushDecompress};

@@ -21,6 +21,13 @@ mod crowd;
 #[cfg(test)]
 mod encrypted;
 mod entry;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing {
+    pub use super::cookie::fuzz::cookie;
+    pub use super::gate::fuzz::gate;
+    pub use super::learn::fuzz::learn;
+    pub use super::proxied::fuzz::proxied;
+}
 mod gate;
 mod guard;
 mod h2;

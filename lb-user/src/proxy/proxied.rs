@@ -1,6 +1,9 @@
 //! The PROXY protocol, versions 1 and 2: whom a proxy in front speaks for, told before anything else on the connection
 //! (haproxy's doc/proxy-protocol.txt).
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
+
 use std::io;
 use std::net::SocketAddr;
 
@@ -52,6 +55,10 @@ pub async fn read(stream: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
                 stream.read_exact(&mut ahead[..line]).await?;
                 header.extend_from_slice(&ahead[..line]);
             }
+            // Others read on to a CRLF, above all behind UNKNOWN, and would find the end of the header elsewhere.
+            if !header.ends_with(b"\r\n") {
+                return Err(malformed("a PROXY line that LF alone ends"));
+            }
         }
         _ => return Err(malformed("no PROXY header")),
     }
@@ -72,6 +79,14 @@ fn source(header: &[u8]) -> io::Result<Option<SocketAddr>> {
             (_, _, v2::Addresses::IPv4(ip)) => Ok(Some((ip.source_address, ip.source_port).into())),
             (_, _, v2::Addresses::IPv6(ip)) => Ok(Some((ip.source_address, ip.source_port).into())),
         };
+    }
+    // What else the line says is to be passed over; ppp reads it all the same.
+    if header.starts_with(b"PROXY UNKNOWN ") {
+        return Ok(None);
+    }
+    // ppp takes a sign before a port.
+    if header.contains(&b'+') {
+        return Err(malformed("a PROXY line with a sign in it"));
     }
     let header = v1::Header::try_from(header).map_err(|error| malformed(&error.to_string()))?;
     match header.addresses {
@@ -117,6 +132,7 @@ mod tests {
             (b"PROXY TCP6 2001:db8::7 ::1 1 2\r\n".to_vec(), Some("[2001:db8::7]:1")),
             (b"PROXY UNKNOWN\r\n".to_vec(), None),
             (b"PROXY UNKNOWN whatever it says\r\n".to_vec(), None),
+            (b"PROXY UNKNOWN what TCP6 ::1 ::1 1 2 and so on \xff\r\n".to_vec(), None),
             (v2(1, 0x11, &V4), Some("192.0.2.7:4660")),
             (v2(1, 0x11, &tlvs), Some("192.0.2.7:4660")),
             (v2(1, 0x21, &v6), Some("[2020:2020:2020:2020:2020:2020:2020:2020]:1")),
@@ -141,7 +157,10 @@ mod tests {
             "GET / HTTP/1.1\r\n\r\n",
             "POST / HTTP/1.1\r\n\r\n",
             "PROXY TCP4 192.0.2.7 10.0.0.1 4660 80\n",
+            "PROXY UNKNOWN\n",
+            "PROXY UNKNOWN x\n y\r\n",
             "PROXY TCP4 192.0.2.777 10.0.0.1 4660 80\r\n",
+            "PROXY TCP4 192.0.2.7 10.0.0.1 4660 +80\r\n",
             "PROXY TCP4 ::1 ::1 1 2\r\n",
             "PROXY TCP4 192.0.2.7 10.0.0.1 66666 80\r\n",
             "PROXY TCP9 a b c d\r\n",

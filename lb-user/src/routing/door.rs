@@ -3,6 +3,9 @@
 //! Made once for a configuration and never changed. A path is compared as it was sent, but for letters, digits and `-._~`
 //! that are written as `%XX` and mean the same (RFC 3986 section 6.2.2.2); what follows the prefix goes on byte for byte.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
+
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
