@@ -1,7 +1,8 @@
 //! Headless Chromium, driven through ChromeDriver.
 
+use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fantoccini::{Client, ClientBuilder, Locator};
 use serde_json::json;
@@ -10,6 +11,8 @@ use tokio::process::{Child, Command};
 
 /// A page with 100 requests is done long before, on a busy machine too.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// Between looks at a page.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// A browser of its own, with an empty profile. Ends with this value.
 pub struct Browser {
@@ -45,7 +48,16 @@ impl Browser {
         Self::with(&json!({ "profile.default_content_setting_values.cookies": 2 })).await
     }
 
+    /// One that believes any certificate.
+    pub async fn credulous() -> Self {
+        Self::configured(&json!({}), true).await
+    }
+
     async fn with(preferences: &serde_json::Value) -> Self {
+        Self::configured(preferences, false).await
+    }
+
+    async fn configured(preferences: &serde_json::Value, is_credulous: bool) -> Self {
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
             .stdout(Stdio::piped())
@@ -68,7 +80,10 @@ impl Browser {
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
             "--disable-dev-shm-usage", "--disable-popup-blocking", format!("--user-data-dir={}", profile.path().display()),
         ], "prefs": preferences });
-        let capabilities = serde_json::Map::from_iter([("goog:chromeOptions".to_owned(), options)]);
+        let capabilities = serde_json::Map::from_iter([
+            ("goog:chromeOptions".to_owned(), options),
+            ("acceptInsecureCerts".to_owned(), is_credulous.into()),
+        ]);
         let client = ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new())
             .capabilities(capabilities)
             .connect(&format!("http://127.0.0.1:{port}"))
@@ -77,7 +92,7 @@ impl Browser {
         Self { client, driver, _profile: profile }
     }
 
-    /// Opens the page.
+    /// Opens the page, in place of the one that is open.
     pub async fn open(&self, url: &str) {
         self.client.goto(url).await.expect("the page loads");
     }
@@ -124,6 +139,34 @@ impl Browser {
             assert!(begun.elapsed() < DEADLINE, "the page asks nothing: {error}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Waits until the page's text has all of these; the text then.
+    pub async fn says(&self, wanted: &[&str]) -> String {
+        let start = Instant::now();
+        loop {
+            let text = self.client.execute("return document.body.innerText", Vec::new()).await.expect("a page");
+            let text = text.as_str().unwrap_or_default();
+            if wanted.iter().all(|wanted| text.contains(wanted)) {
+                return text.to_owned();
+            }
+            assert!(start.elapsed() < DEADLINE, "the page never says {wanted:?}: {text:?}");
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    }
+
+    /// Presses the button with this text, once it is there.
+    pub async fn press_button(&self, text: &str) {
+        let path = format!("//button[contains(., '{text}')]");
+        let button = self.client.wait().at_most(DEADLINE).for_element(Locator::XPath(&path)).await;
+        button.expect("the page has the button").click().await.expect("it can be pressed");
+    }
+
+    /// Chooses a file where the page asks for one.
+    pub async fn choose_file(&self, file: &Path) {
+        let input = self.client.wait().at_most(DEADLINE).for_element(Locator::Css("input[type=file]")).await;
+        let input = input.expect("the page asks for a file");
+        input.send_keys(&file.display().to_string()).await.expect("it is taken");
     }
 
     pub async fn close(self) {

@@ -1,6 +1,7 @@
 //! What the end-to-end tests share.
 
 pub mod browser;
+pub mod example;
 pub mod groups;
 pub mod hosts;
 pub mod instance;

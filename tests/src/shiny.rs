@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 
 use homing::demo::client::{Client, Dialect, Outcome};
 
-use crate::instance::{Homing, free_address};
+use crate::example;
+use crate::instance::Homing;
 
 /// Users or addresses at once.
 pub const CLIENTS: u8 = 50;
@@ -14,38 +14,18 @@ pub const CLIENTS: u8 = 50;
 /// What the example gives its workers to listen on.
 pub const ON_PORTS: &str = "\"--host\", \"127.0.0.1\", \"--port\", \"{port}\"";
 
-/// The app, its listen address, its affinity and what its workers listen on replaced.
+/// The app, its affinity and what its workers listen on replaced.
 pub fn start(affinity: &str, listens: &str) -> (Homing, SocketAddr) {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    let listen = free_address();
-    let config = std::fs::read_to_string(root.join("config/shiny-python.toml")).expect("the example is there");
-    let venv = std::env::var("HOMING_VENV").expect("HOMING_VENV names the environment; use cargo xtask test --apps");
-    let app = root.join("config/apps/shiny-python").canonicalize().expect("the app is there");
-    assert!(config.contains(ON_PORTS), "the example has changed");
-    let config = config
-        .replace("0.0.0.0:8080", &listen.to_string())
-        .replace("affinity  = \"ip\"", &format!("affinity = \"{affinity}\""))
-        .replace("apps/shiny-python", &app.display().to_string())
-        .replace("../../../target/venv/shiny-python", &venv)
-        .replace(ON_PORTS, listens);
-    let homing = Homing::start(&config);
-    homing.wait_for_workers(0, 4);
-    (homing, listen)
+    example::start("shiny-python", &[by(affinity).each_ref().map(String::as_str).into(), (ON_PORTS, listens)])
 }
 
-/// The same app in R; its listen address and affinity replaced.
+/// The same app in R; its affinity replaced.
 pub fn start_r(affinity: &str) -> (Homing, SocketAddr) {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    let listen = free_address();
-    let config = std::fs::read_to_string(root.join("config/shiny-r.toml")).expect("the example is there");
-    let app = root.join("config/apps/shiny-r").canonicalize().expect("the app is there");
-    let config = config
-        .replace("0.0.0.0:8080", &listen.to_string())
-        .replace("affinity  = \"ip\"", &format!("affinity = \"{affinity}\""))
-        .replace("apps/shiny-r", &app.display().to_string());
-    let homing = Homing::start(&config);
-    homing.wait_for_workers(0, 4);
-    (homing, listen)
+    example::start("shiny-r", &[by(affinity).each_ref().map(String::as_str).into()])
+}
+
+fn by(affinity: &str) -> [String; 2] {
+    ["ip", affinity].map(|affinity| format!("affinity  = \"{affinity}\""))
 }
 
 /// Runs all clients at once.

@@ -18,7 +18,7 @@ pub struct Options {
     /// Also what the tests of namespaces and browsers need.
     #[arg(long)]
     tests: bool,
-    /// Also the Shiny for Python app's own environment.
+    /// Also what the example apps need: Python environments, and R with Shiny.
     #[arg(long)]
     apps: bool,
 }
@@ -29,7 +29,7 @@ pub fn setup(options: &Options) -> anyhow::Result<()> {
         test_tools()?;
     }
     if options.apps {
-        shiny_venv()?;
+        python_apps()?;
         shiny_r()?;
     }
     println!("Nothing is missing.");
@@ -175,20 +175,28 @@ pub fn shiny_r() -> anyhow::Result<()> {
     step("R with Shiny, for the tests of an app in R", || apt(&["r-cran-shiny"]))
 }
 
-/// Where the example's Shiny lives.
-pub fn venv() -> PathBuf {
-    target_dir().join("venv/shiny-python")
+/// Where the examples' Python environments are, by the app's name in config/apps.
+pub fn venvs() -> PathBuf {
+    target_dir().join("venv")
 }
 
-pub fn shiny_venv() -> anyhow::Result<()> {
-    let venv = venv();
-    let requirements = root().join("config/apps/shiny-python/requirements.txt");
+/// Those of the Python examples.
+pub fn python_apps() -> anyhow::Result<()> {
+    for (name, what) in [("shiny-python", "Shiny for Python"), ("streamlit", "Streamlit"), ("dash", "Dash")] {
+        venv(name, what)?;
+    }
+    Ok(())
+}
+
+fn venv(name: &str, what: &str) -> anyhow::Result<()> {
+    let venv = venvs().join(name);
+    let requirements = root().join("config/apps").join(name).join("requirements.txt");
     let stamp = venv.join("requirements.txt");
-    let wanted = std::fs::read(&requirements)?;
+    let wanted = std::fs::read(&requirements).with_context(|| requirements.display().to_string())?;
     if std::fs::read(&stamp).is_ok_and(|made| made == wanted) {
         return Ok(());
     }
-    step("Shiny for Python in an environment of its own (target/venv)", || {
+    step(&format!("{what} in an environment of its own (target/venv/{name})"), || {
         if run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv)).is_err() {
             apt(&["python3-venv"])?;
             run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;

@@ -75,7 +75,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "top",
             ],
         ),
-        ("apps", options.apps, &["apps", "uvicorn", "examples", "dashboard"]),
+        ("apps", options.apps, &["apps", "encrypted", "uploads", "uvicorn", "examples", "dashboard"]),
     ];
     for (name, is_wanted, files) in privileged {
         if !wanted(is_wanted) {
@@ -93,7 +93,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
         }
         if name == "apps" {
             setup::browser()?;
-            setup::shiny_venv()?;
+            setup::python_apps()?;
             setup::shiny_r()?;
         }
         let arguments = files.iter().flat_map(|file| ["--test", file]);
@@ -131,7 +131,7 @@ fn tier(name: &'static str, arguments: &[&str], options: &Options) -> anyhow::Re
     let homing = build_homing()?;
     let mut command = at_root("cargo", arguments);
     command.args(["--no-fail-fast", "--"]).args(&options.filter);
-    command.env("HOMING_BIN", homing).env("HOMING_VENV", setup::venv());
+    command.env("HOMING_BIN", homing).env("HOMING_VENVS", setup::venvs());
     command.env("HOMING_PROMTOOL", setup::promtool_path());
     let mut child = command.stdout(Stdio::piped()).spawn().context("cargo cannot be run")?;
     let output = BufReader::new(child.stdout.take().context("stdout is piped")?);
