@@ -1,8 +1,10 @@
-//! Abuses of HTTP/1.1, each with what becomes of it: `framing`, `chunks`, `heads`, `targets` and `hops` are the table.
+//! Abuses of HTTP/1.1, each with what becomes of it: `framing`, `chunks`, `heads`, `targets` and `hops` are the table; `frames` is
+//! that of HTTP/2.
 //! No case that nginx or HAProxy refuses is passed on, unless its row says why.
 
 mod answers;
 mod chunks;
+mod frames;
 mod framing;
 mod heads;
 mod hops;
