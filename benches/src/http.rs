@@ -1,7 +1,10 @@
 //! `http`: homing's HTTP path beside nginx, HAProxy and Caddy, one worker thread each, in front of the same upstream.
 
 mod peers;
+mod steady;
 mod upstream;
+
+pub use steady::serve as worker;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -38,8 +41,13 @@ struct Sample {
     cpu_s: f64,
 }
 
-pub fn run(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(measure(rounds))
+/// `only_steady`: homing alone, beside the worker itself.
+pub fn run(rounds: Rounds, only_steady: bool) -> anyhow::Result<Vec<Case>> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let mut cases = if only_steady { Vec::new() } else { measure(rounds).await? };
+        cases.extend(steady::cases(rounds).await?);
+        Ok(cases)
+    })
 }
 
 async fn measure(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
@@ -196,7 +204,11 @@ async fn memory_per_idle(peer: &Peer) -> anyhow::Result<f64> {
 }
 
 async fn websocket(target: SocketAddr) -> anyhow::Result<TcpStream> {
-    let mut socket = connect(target, 1).await?;
+    websocket_from(target, 1).await
+}
+
+async fn websocket_from(target: SocketAddr, number: u8) -> anyhow::Result<TcpStream> {
+    let mut socket = connect(target, number).await?;
     let request = format!(
         "GET /websocket/ HTTP/1.1\r\nHost: {target}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"

@@ -33,7 +33,14 @@ enum Bench {
     /// The kernel path and the HTTP path against a direct connection to the same worker.
     Path,
     /// The HTTP path beside nginx, HAProxy and Caddy, those that are installed.
-    Http,
+    Http {
+        /// Only requests at a constant rate beside idle WebSockets, through homing and direct.
+        #[arg(long)]
+        steady: bool,
+    },
+    /// What stands behind homing in that case; started by it.
+    #[command(hide = true)]
+    Worker,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -42,7 +49,8 @@ fn main() -> anyhow::Result<()> {
     let cases = match cli.bench {
         Bench::Datapath => datapath::run(rounds)?,
         Bench::Path => path::run(rounds)?,
-        Bench::Http => http::run(rounds)?,
+        Bench::Http { steady } => http::run(rounds, steady)?,
+        Bench::Worker => return http::worker(),
     };
     print!("{}", report::table(&cases));
     if let Some(path) = cli.json {

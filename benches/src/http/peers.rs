@@ -21,9 +21,7 @@ pub struct Peer {
 
 /// homing and those of its peers that are installed; the names of the others.
 pub fn start_all(upstream: SocketAddr) -> anyhow::Result<(Vec<Peer>, Vec<&'static str>)> {
-    let homing = std::env::var_os("HOMING_BIN").context("HOMING_BIN names no homing binary; use cargo xtask bench")?;
-    let homing = PathBuf::from(homing);
-    let mut peers = vec![start("homing", &homing, upstream, homing_files, &["run", "--config", "homing.toml"])?];
+    let mut peers = vec![homing(upstream)?];
     let mut missing = Vec::new();
     let others: [(&'static str, Files, &[&str]); 3] = [
         ("nginx", nginx_files, &["-p", ".", "-e", "error.log", "-c", "nginx.conf"]),
@@ -37,6 +35,12 @@ pub fn start_all(upstream: SocketAddr) -> anyhow::Result<(Vec<Peer>, Vec<&'stati
         }
     }
     Ok((peers, missing))
+}
+
+/// homing alone.
+pub fn homing(upstream: SocketAddr) -> anyhow::Result<Peer> {
+    let homing = std::env::var_os("HOMING_BIN").context("HOMING_BIN names no homing binary; use cargo xtask bench")?;
+    start("homing", Path::new(&homing), upstream, homing_files, &["run", "--config", "homing.toml"])
 }
 
 fn program(name: &str) -> Option<PathBuf> {
