@@ -11,6 +11,8 @@ use tokio::process::{Child, Command};
 
 /// A page with 100 requests is done long before, on a busy machine too.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// It finds a free port of IPv4 and then wants the same of IPv6, which somebody may have.
+const DRIVER_TRIES: u32 = 5;
 /// Between looks at a page.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
@@ -28,6 +30,29 @@ impl Drop for Browser {
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
     }
+}
+
+/// ChromeDriver, and the port that it found.
+async fn start_driver() -> (Child, String) {
+    for _ in 0..DRIVER_TRIES {
+        let mut driver = Command::new("chromedriver")
+            .arg("--port=0")
+            .stdout(Stdio::piped())
+            // Chromium is in it, too, and would outlive a driver that is killed.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .expect("chromedriver is installed: cargo xtask test --apps does that");
+        let mut said = BufReader::new(driver.stdout.take().expect("stdout is piped")).lines();
+        while let Some(line) = said.next_line().await.expect("text") {
+            if let Some((_, port)) = line.split_once("started successfully on port ") {
+                let port = port.trim_end_matches('.').to_owned();
+                tokio::spawn(async move { while let Ok(Some(_)) = said.next_line().await {} });
+                return (driver, port);
+            }
+        }
+    }
+    panic!("chromedriver ended before it said its port, {DRIVER_TRIES} times");
 }
 
 /// What the page of a sticky test says at its end.
@@ -58,22 +83,7 @@ impl Browser {
     }
 
     async fn configured(preferences: &serde_json::Value, is_credulous: bool) -> Self {
-        let mut driver = Command::new("chromedriver")
-            .arg("--port=0")
-            .stdout(Stdio::piped())
-            // Chromium is in it, too, and would outlive a driver that is killed.
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .expect("chromedriver is installed: cargo xtask test --apps does that");
-        let mut said = BufReader::new(driver.stdout.take().expect("stdout is piped")).lines();
-        let port = loop {
-            let line = said.next_line().await.expect("text").expect("chromedriver says its port before it ends");
-            if let Some((_, port)) = line.split_once("started successfully on port ") {
-                break port.trim_end_matches('.').to_owned();
-            }
-        };
-        tokio::spawn(async move { while let Ok(Some(_)) = said.next_line().await {} });
+        let (driver, port) = start_driver().await;
         let profile = tempfile::tempdir().expect("a temporary directory");
         let options = json!({ "args": [
             "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
