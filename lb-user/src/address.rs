@@ -14,6 +14,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::gather::Room;
+
 /// Before a unix socket whose queue is full is tried again: the kernel does not wait for room, as it does with TCP.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(10);
 /// For an answer to the one question that is asked without the runtime.
@@ -159,6 +161,12 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let [only] = bufs {
+            return self.poll_write(cx, only);
+        }
+        if let Some(all) = Room::new().gather(bufs) {
+            return self.poll_write(cx, all);
+        }
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),

@@ -11,6 +11,7 @@ pub mod datapath;
 pub mod demo;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+mod gather;
 mod introduction;
 pub mod metrics;
 pub mod output;

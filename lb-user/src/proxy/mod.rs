@@ -41,6 +41,8 @@ mod listen;
 #[cfg(test)]
 mod logged;
 #[cfg(test)]
+mod moving;
+#[cfg(test)]
 mod multiplexed;
 mod newcomers;
 mod place;
@@ -48,6 +50,7 @@ mod proxied;
 mod queue;
 #[cfg(test)]
 mod scenarios;
+mod seldom;
 mod serve;
 mod session;
 mod sessions;

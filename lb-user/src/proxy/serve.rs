@@ -23,6 +23,7 @@ use super::limits::{
     H2_RESETS_MAX, H2_SEND_BUFFER_BYTES, H2_STREAM_WINDOW_BYTES, H2_STREAMS_MAX, HEAD_BYTES_MAX, HEAD_READ_TIMEOUT,
 };
 use super::listen::{leaving, stopped};
+use super::seldom::unless;
 use super::stream::ClientStream;
 use super::{Inner, Shutdown};
 
@@ -189,10 +190,9 @@ async fn run<S>(
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let mut served = pin!(served);
-    let mut ended = tokio::select! {
-        ended = served.as_mut() => Some(ended),
-        () = leaving(&mut shutdown) => None,
-    };
+    let told = shutdown.clone();
+    let has_news = |_: &_| told.has_changed().unwrap_or(true);
+    let mut ended = unless(served.as_mut(), pin!(leaving(&mut shutdown)), has_news).await;
     if ended.is_none() && !talk.is_asked.load(Ordering::Relaxed) {
         // Not at once: hyper closes a connection that waits for a request, and that may be on its way. The next one is
         // the last, or the connection ends as any that asks for nothing.

@@ -15,7 +15,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use lb_common::abi::BackendId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 
 use super::connection::Connection;
 use super::counters::{Counter, Counters};
@@ -23,7 +23,9 @@ use super::entry::Entry;
 use super::gate::Gate;
 use super::learn::{Heard, Learner};
 use super::limits::{HANDOFF_TIMEOUT, SILENCE_PARTS, TUNNEL_CHUNK_BYTES, TUNNEL_HALF_CLOSED, TUNNEL_REBIND};
+use super::listen::stopped;
 use super::place::Place;
+use super::seldom::unless;
 use super::stream::ClientStream;
 use crate::address::Stream;
 use crate::config::Http;
@@ -120,18 +122,21 @@ pub async fn run(
     };
     let traffic = Traffic::default();
     let silence = inner.route(app).and_then(|route| Silence::of(&route.http, &traffic));
-    let end = async {
+    let mut ended = pin!(async {
         tokio::select! {
+            biased;
             ended = copy(&mut client, &mut worker, to_worker, to_client, &traffic, Some(Box::new(ear))) => ended,
-            () = super::listen::stopped(&mut shutdown) => Ok(()),
             // Seldom, and kept out of what every tunnel carries around.
             () = Silence::fell(silence.map(|silence| Box::pin(silence.falls()))) => {
                 inner.counters.add(Counter::TunnelsSilent);
                 Ok(())
             }
         }
-    };
-    if let Err(error) = refreshed(end, || inner.refresh(tie, backend)).await {
+    });
+    let mut stopped = pin!(stopped(&mut shutdown));
+    let has_news = |_: &_| connection.shutdown.has_changed().unwrap_or(true);
+    let end = unless(ended.as_mut(), stopped.as_mut(), has_news);
+    if let Some(Err(error)) = refreshed(end, || inner.refresh(tie, backend)).await {
         tracing::debug!(%error, backend = backend.0, "tunnel broke");
     }
     if let Some(entry) = &mut entry {
@@ -202,7 +207,7 @@ async fn lasts<T: PartialEq>(silence: Option<Duration>, look: impl Fn() -> T) {
 async fn refreshed<T>(end: impl Future<Output = T>, refresh: impl Fn()) -> T {
     let mut end = pin!(end);
     loop {
-        if let Ok(ended) = timeout(TUNNEL_REBIND, end.as_mut()).await {
+        if let Some(ended) = unless(end.as_mut(), pin!(sleep(TUNNEL_REBIND)), Sleep::is_elapsed).await {
             return ended;
         }
         refresh();
@@ -324,7 +329,9 @@ impl Flow<'_> {
             Poll::Ready(written) => written?,
             Poll::Pending => 0,
         };
-        self.pending = Bytes::copy_from_slice(&data[written..]);
+        if written < data.len() {
+            self.pending = Bytes::copy_from_slice(&data[written..]);
+        }
         Poll::Ready(Ok(()))
     }
 }

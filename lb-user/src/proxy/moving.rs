@@ -1,0 +1,138 @@
+//! Requests and answers that are long, late or broken off: that bytes move, and whoever waits for them is woken.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::Counter;
+use super::testing::*;
+use crate::config::Affinity;
+use crate::routing::WorkerRoute;
+
+/// More than all socket buffers on the way take.
+const LONG: usize = 32 * 1024 * 1024;
+
+/// A worker whose connections a test serves itself.
+async fn listening() -> (TcpListener, WorkerRoute) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let route = worker_at(0, listener.local_addr().unwrap());
+    (listener, route)
+}
+
+async fn head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.expect("a head"));
+    }
+    String::from_utf8(head).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_reaches_its_worker_while_the_client_takes_nothing_of_the_answer() {
+    let (listener, worker) = listening().await;
+    let world = world(route(Affinity::Ip, vec![worker])).await;
+    let serve = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        head(&mut stream).await;
+        let (mut reads, mut writes) = stream.into_split();
+        let answering = tokio::spawn(async move {
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {LONG}\r\n\r\n");
+            writes.write_all(head.as_bytes()).await.unwrap();
+            drop(writes.write_all(&vec![b'a'; LONG]).await);
+        });
+        let mut body = vec![0; LONG];
+        reads.read_exact(&mut body).await.unwrap();
+        assert!(!answering.is_finished(), "the answer is longer than what the way takes");
+        answering.abort();
+    };
+    let ask = async {
+        let mut client = world.connect().await;
+        let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {LONG}\r\n\r\n");
+        client.write_all(head.as_bytes()).await.unwrap();
+        client.write_all(&vec![b'q'; LONG]).await.unwrap();
+        client
+    };
+    soon("all of the body", async { tokio::join!(serve, ask) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_answers_arrive_whole_at_a_client_that_takes_its_time_and_leave_their_connection_usable() {
+    let (listener, worker) = listening().await;
+    let world = world(route(Affinity::Ip, vec![worker])).await;
+    // One connection for all of them, or the last would wait in vain.
+    let serve = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        head(&mut stream).await;
+        stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {LONG}\r\n\r\n").as_bytes()).await.unwrap();
+        stream.write_all(&vec![b'a'; LONG]).await.unwrap();
+        head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+        for _ in 0..LONG / 1024 {
+            stream.write_all(b"400\r\n").await.unwrap();
+            stream.write_all(&[b'b'; 1024]).await.unwrap();
+            stream.write_all(b"\r\n").await.unwrap();
+        }
+        stream.write_all(b"0\r\n\r\n").await.unwrap();
+        head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+    });
+    for (letter, length) in [(b'a', LONG), (b'b', LONG), (b'c', 0)] {
+        let mut client = world.connect().await;
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(client.read_u8().await.unwrap());
+        }
+        // Until whoever writes has found all buffers full once.
+        tokio::task::yield_now().await;
+        answer.clear();
+        soon("the rest", client.read_to_end(&mut answer)).await.unwrap();
+        assert_eq!(answer.iter().filter(|byte| **byte == letter).count(), length);
+    }
+    serve.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_its_worker_has_closed_costs_no_request_anything() {
+    let (listener, closing) = listening().await;
+    let world = world(route(Affinity::Ip, vec![closing])).await;
+    let serve = tokio::spawn(async move {
+        for _ in 0..2 {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            head(&mut stream).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nworker 0\n").await.unwrap();
+        }
+    });
+    assert_eq!(world.get("").await.status(), 200);
+    until("the worker's end is seen", || world.proxy.0.upstreams.ready() == 0).await;
+    // Not to be sent twice, and it is not.
+    let answer = world.raw("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx").await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(world.count(Counter::UpstreamError), 0);
+    serve.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_goes_takes_its_request_with_it() {
+    let (listener, worker) = listening().await;
+    let world = world(route(Affinity::Ip, vec![worker])).await;
+    for request in [
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nx",
+    ] {
+        for answer in ["", "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nwork"] {
+            let mut client = world.connect().await;
+            client.write_all(request.as_bytes()).await.unwrap();
+            let (mut stream, _) = soon("a connection of its own", listener.accept()).await.unwrap();
+            head(&mut stream).await;
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            if !answer.is_empty() {
+                client.read_u8().await.unwrap();
+            }
+            drop(client);
+            let mut rest = Vec::new();
+            // A reset is an end, too.
+            drop(soon("the end", stream.read_to_end(&mut rest)).await);
+        }
+    }
+}
