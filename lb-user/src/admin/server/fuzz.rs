@@ -72,7 +72,7 @@ async fn answered(said: &[u8]) -> (String, Vec<String>) {
                 }
                 Request::Loads(answer) => drop(answer.send(Loads { loads: Vec::new() })),
                 // Answered 503: only the state could make these up.
-                Request::Status(_) | Request::Handover(_) | Request::Stop { .. } => {}
+                Request::Status(_) | Request::Report(_) | Request::Handover(_) | Request::Stop { .. } => {}
             }
         }
         orders
