@@ -31,6 +31,15 @@ enum Cli {
     },
     /// Throw made-up bytes at what reads strangers' bytes, until something that homing promises does not hold.
     Fuzz(fuzz::Options),
+    /// Faults, one after the other, under clients of both paths: nobody may lose a worker that lives. Needs root.
+    Chaos {
+        /// How long.
+        #[arg(long, default_value = "600")]
+        seconds: u64,
+        /// Do again what a run with this seed did.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// Check what no compiler does: file sizes, dependency direction, where unsafe stands, what is documented.
     Tidy,
 }
@@ -70,6 +79,7 @@ fn main() -> ExitCode {
         Cli::Bench { bench: Bench::Path { options } } => bench(&[], "path", &options),
         Cli::Bench { bench: Bench::Http { options } } => setup::peers().and_then(|()| bench(&[], "http", &options)),
         Cli::Fuzz(options) => fuzz::fuzz(&options),
+        Cli::Chaos { seconds, seed } => chaos(seconds, seed),
         Cli::Tidy => tidy::tidy(),
     };
     match result {
@@ -85,6 +95,19 @@ fn demo(options: &[String]) -> anyhow::Result<()> {
     setup::build_tools()?;
     let homing = run::build_homing()?;
     run::replace(std::process::Command::new(homing).arg("demo").args(options))
+}
+
+fn chaos(seconds: u64, seed: Option<u64>) -> anyhow::Result<()> {
+    setup::build_tools()?;
+    setup::test_tools()?;
+    let homing = run::build_homing()?;
+    let arguments = ["test", "--package", "homing-tests", "--test", "chaos", "--", "--nocapture"];
+    let mut command = run::at_root("cargo", arguments);
+    command.env("HOMING_BIN", homing).env("HOMING_CHAOS_SECONDS", seconds.to_string());
+    if let Some(seed) = seed {
+        command.env("HOMING_CHAOS_SEED", seed.to_string());
+    }
+    run::run(&mut command)
 }
 
 /// Builds and runs a benchmark, by way of `wrapper`.

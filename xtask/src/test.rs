@@ -73,6 +73,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "metrics",
                 "systemd",
                 "top",
+                "chaos",
             ],
         ),
         ("apps", options.apps, &["apps", "encrypted", "uploads", "uvicorn", "examples", "dashboard"]),

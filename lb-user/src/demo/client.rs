@@ -50,6 +50,8 @@ pub struct Client {
 pub struct Outcome {
     /// APP/N, or its process, as the app says.
     pub worker: Option<String>,
+    /// The worker's process, where the app says.
+    pub pid: Option<u32>,
     /// Whether the HTTP path forwarded, where the app says.
     pub forwarded: Option<bool>,
     pub ok: u32,
@@ -97,6 +99,7 @@ struct Session {
     /// Path and query of the check.
     route: String,
     worker: String,
+    pid: Option<u32>,
     forwarded: Option<bool>,
 }
 
@@ -116,6 +119,7 @@ impl<P: FnMut(&Outcome)> Test<'_, P> {
         }
         let (socket, session) = self.open_session().await.context("WebSocket")?;
         self.outcome.worker = Some(session.worker);
+        self.outcome.pid = session.pid;
         self.outcome.forwarded = session.forwarded;
         for _ in 0..CHECKS {
             match self.get(&session.route).await {
@@ -161,6 +165,7 @@ impl<P: FnMut(&Outcome)> Test<'_, P> {
                 Session {
                     route: format!("/session/{}/check", hello.session),
                     worker: hello.worker,
+                    pid: Some(hello.pid),
                     forwarded: Some(hello.forwarded),
                 }
             }
@@ -190,7 +195,12 @@ async fn shiny_session(socket: &mut WebSocketStream<TcpStream>) -> anyhow::Resul
         let message: serde_json::Value = serde_json::from_str(&next_text(socket).await?)?;
         let test = &message["custom"]["sticky-test"];
         if let (Some(url), Some(worker)) = (test["url"].as_str(), test["worker"].as_u64()) {
-            return Ok(Session { route: format!("/{url}"), worker: format!("pid {worker}"), forwarded: None });
+            return Ok(Session {
+                route: format!("/{url}"),
+                worker: format!("pid {worker}"),
+                pid: u32::try_from(worker).ok(),
+                forwarded: None,
+            });
         }
     }
 }
