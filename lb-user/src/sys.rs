@@ -301,7 +301,7 @@ pub(crate) fn driver_of(interface: &str) -> io::Result<String> {
     }
     let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
     // SAFETY: the request is whole and points to a structure of the size that the command fills; both outlive the call.
-    let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as libc::Ioctl, &raw mut request) };
     if answer != 0 {
         return Err(io::Error::last_os_error());
     }

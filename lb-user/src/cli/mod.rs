@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod guard;
 mod logs;
+mod man;
 mod orders;
 mod plain;
 mod run;
@@ -169,8 +170,14 @@ enum Command {
     /// Print the completions of a shell.
     #[command(after_help = "Example:\n  homing completions bash > /etc/bash_completion.d/homing")]
     Completions { shell: clap_complete::Shell },
-    /// Print the manual page.
-    Man,
+    /// Print the manual page, or write one for each command.
+    #[command(after_help = "Examples:\n  homing man | man -l -                        read it\n  \
+                      homing man --dir /usr/local/share/man/man1   then: man homing-run")]
+    Man {
+        /// Write the pages of all commands into this folder instead.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
     /// One worker of the demo.
     #[command(hide = true)]
     DemoWorker {
@@ -230,9 +237,16 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "homing", &mut std::io::stdout());
             DONE
         }
-        Command::Man => match clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()) {
+        Command::Man { dir: None } => match man::print(Cli::command(), &mut std::io::stdout()) {
             Ok(()) => DONE,
             Err(error) => fail(FAILED, &error),
+        },
+        Command::Man { dir: Some(dir) } => match man::write_all(Cli::command(), &dir) {
+            Ok(count) => {
+                println!("{count} pages are in {}.", dir.display());
+                DONE
+            }
+            Err(error) => fail(FAILED, &format!("cannot write manual pages to {}: {error}", dir.display())),
         },
         Command::DemoWorker { port, host, socket } => {
             let port = port.map(|port| Place::Port((host, port).into()));
@@ -298,4 +312,43 @@ async fn stop(socket: PathBuf, now: bool) -> Result<(), AskError> {
     }
     println!("homing has stopped.");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every command that is shown, those of commands too, by its whole name.
+    fn shown(command: &clap::Command, before: &str, found: &mut Vec<(String, clap::Command)>) {
+        let name = format!("{before}{}", command.get_name());
+        for below in command.get_subcommands().filter(|below| !below.is_hide_set() && below.get_name() != "help") {
+            shown(below, &format!("{name} "), found);
+        }
+        found.push((name, command.clone()));
+    }
+
+    #[test]
+    fn every_help_has_an_example_and_fits_a_terminal() {
+        let mut all = Vec::new();
+        shown(&Cli::command(), "", &mut all);
+        assert!(all.len() > 15, "{}", all.len());
+        for (name, command) in all {
+            let help = command.term_width(100).render_long_help().to_string();
+            assert!(help.contains("Example") || help.contains("Start here:"), "{name} --help has no example");
+            let widest = help.lines().max_by_key(|line| line.chars().count()).unwrap_or_default();
+            assert!(widest.chars().count() <= 100, "{name} --help: {widest}");
+        }
+    }
+
+    #[test]
+    fn each_command_has_its_manual_page() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let count = man::write_all(Cli::command(), dir.path()).expect("written");
+        let page = |name: &str| std::fs::read_to_string(dir.path().join(name)).expect(name);
+        assert_eq!(count, std::fs::read_dir(dir.path()).expect("a folder").count());
+        assert!(page("homing.1").contains("homing\\-run(1)"));
+        assert!(page("homing-keys-rotate.1").contains(".SH EXAMPLE\n.nf\nhoming keys rotate\n"));
+        assert!(!dir.path().join("homing-demo-worker.1").exists(), "hidden");
+        assert!(!dir.path().join("homing-help.1").exists());
+    }
 }
