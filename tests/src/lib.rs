@@ -6,6 +6,7 @@ pub mod frames;
 pub mod groups;
 pub mod hosts;
 pub mod instance;
+pub mod machine;
 pub mod network;
 pub mod packets;
 pub mod peers;

@@ -1,5 +1,6 @@
 //! Every developer command: `cargo xtask COMMAND`.
 
+mod dist;
 mod fuzz;
 mod run;
 mod setup;
@@ -40,6 +41,8 @@ enum Cli {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Make what is handed to users: a .deb, a static archive, an SBOM and checksums, in target/packages.
+    Dist(dist::Options),
     /// Check what no compiler does: file sizes, dependency direction, where unsafe stands, what is documented.
     Tidy,
 }
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         Cli::Bench { bench: Bench::Http { options } } => setup::peers().and_then(|()| bench(&[], "http", &options)),
         Cli::Fuzz(options) => fuzz::fuzz(&options),
         Cli::Chaos { seconds, seed } => chaos(seconds, seed),
+        Cli::Dist(options) => setup::build_tools().and_then(|()| dist::dist(&options)),
         Cli::Tidy => tidy::tidy(),
     };
     match result {

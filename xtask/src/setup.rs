@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 
-use crate::run::{at_root, has, is_root, root, run, target_dir};
+use crate::run::{at_root, has, is_root, output, root, run, target_dir};
 
 /// bpf-linker reads LLVM's bitcode: its LLVM must be rustc's major version, 22 for Rust 1.95 to 1.98.
 const BPF_LINKER: &str = "0.13.0";
@@ -66,6 +66,21 @@ pub fn build_tools() -> anyhow::Result<()> {
         })?;
     }
     ebpf_toolchain::discover(root()).map(drop).map_err(|missing| anyhow::anyhow!("{missing}"))
+}
+
+/// What the static program takes: the standard library for musl, and a C compiler for it, since ring has C.
+pub fn musl(machine: &str) -> anyhow::Result<()> {
+    let target = format!("{machine}-unknown-linux-musl");
+    let library = output(&mut at_root("rustc", ["--print", "target-libdir", "--target", &target]))?;
+    if !PathBuf::from(library.trim()).is_dir() {
+        step("Rust's standard library for musl, for the static program", || {
+            run(&mut at_root("rustup", ["target", "add", &target]))
+        })?;
+    }
+    if !has("musl-gcc") {
+        step("a C compiler for musl, for the static program", || apt(&["musl-tools"]))?;
+    }
+    Ok(())
 }
 
 /// Judges the dependency tree: licences, sources, duplicates.

@@ -69,6 +69,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "isolation",
                 "sockets",
                 "output",
+                "package",
                 "restarts",
                 "metrics",
                 "systemd",

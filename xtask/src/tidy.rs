@@ -1,5 +1,6 @@
 //! `cargo xtask tidy`: the house rules that no compiler checks. Every finding says where, what and what to do.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -57,6 +58,7 @@ pub fn tidy() -> anyhow::Result<()> {
         }
     }
     check_counters(&files, &mut findings)?;
+    check_dependencies(&files, &mut findings)?;
     if findings.is_empty() {
         println!("tidy: {} files, nothing found", files.len());
         return Ok(());
@@ -144,5 +146,39 @@ fn check_counters(files: &[String], findings: &mut Vec<String>) -> anyhow::Resul
             }
         }
     }
+    Ok(())
+}
+
+/// Each direct dependency is explained, and nothing else.
+fn check_dependencies(files: &[String], findings: &mut Vec<String>) -> anyhow::Result<()> {
+    const PAGE: &str = "docs/dependencies.md";
+    let page = fs::read_to_string(root().join(PAGE)).context(PAGE)?;
+    let mut explained: BTreeMap<&str, usize> = (1..)
+        .zip(page.lines())
+        .filter_map(|(number, line)| Some((line.strip_prefix("| `")?.split_once('`')?.0, number)))
+        .collect();
+    let manifests = files.iter().filter(|path| path.ends_with("Cargo.toml"));
+    let manifests: Vec<(&String, toml::Table)> = manifests
+        .map(|path| Ok((path, fs::read_to_string(root().join(path))?.parse().context(path.clone())?)))
+        .collect::<anyhow::Result<_>>()?;
+    let own: Vec<&str> =
+        manifests.iter().filter_map(|(_, manifest)| manifest.get("package")?.get("name")?.as_str()).collect();
+    let mut used = BTreeMap::new();
+    for (path, manifest) in &manifests {
+        let tables = ["dependencies", "dev-dependencies", "build-dependencies"];
+        for (name, _) in tables.iter().filter_map(|table| manifest.get(*table)?.as_table()).flatten() {
+            if !own.contains(&name.as_str()) {
+                used.entry(name.as_str()).or_insert(path);
+            }
+        }
+    }
+    for (name, path) in used {
+        if explained.remove(name).is_none() {
+            findings.push(format!("{path}: {name} is not in {PAGE}; add its row, and why it is needed"));
+        }
+    }
+    findings.extend(
+        explained.iter().map(|(name, line)| format!("{PAGE}:{line}: nothing depends on {name}; remove its row")),
+    );
     Ok(())
 }
