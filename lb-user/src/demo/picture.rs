@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     fn outcome(ok: u32, failed: u32) -> Outcome {
-        Outcome { worker: Some("demo/1".into()), forwarded: Some(false), ok, failed, error: None }
+        Outcome { worker: Some("demo/1".into()), pid: None, forwarded: Some(false), ok, failed, error: None }
     }
 
     #[test]
