@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -62,10 +63,13 @@ pub struct Host(Vec<Child>);
 
 impl Host {
     fn start(namespace: &Namespace, number: u8, plan: &Plan<'_>) -> Self {
-        // Where a tunnel device is missing the service address stands on the loopback interface, as for `l2`.
-        backend_setup(namespace, plan.service, &[]);
+        let way = plan.ways[usize::from(number)];
         let mut host = Self(Vec::new());
-        if plan.ways[usize::from(number)].forward != "l2" {
+        if way.forward == "l2" || kernel_unpacks() {
+            backend_setup(namespace, way, plan.service, &[]);
+        } else {
+            // The service address stands on the loopback interface, as for `l2`.
+            backend_setup(namespace, L2, plan.service, &[]);
             host.unpack(namespace);
         }
         host.0.extend((plan.worker)(namespace, number));
@@ -75,7 +79,7 @@ impl Host {
     /// On a machine that is set up already, by link address.
     pub fn restart(namespace: &Namespace, number: u8) -> Self {
         let plan = Plan::default();
-        backend_setup(namespace, plan.service, &["--undo"]);
+        backend_setup(namespace, L2, plan.service, &["--undo"]);
         Self::start(namespace, number, &plan)
     }
 
@@ -116,12 +120,19 @@ fn demo_worker(namespace: &Namespace, number: u8) -> Option<Child> {
     Some(worker.expect("homing can be run"))
 }
 
-/// `homing backend-setup l2` on a host's machine.
-fn backend_setup(namespace: &Namespace, service: IpAddr, more: &[&str]) {
+/// Whether this kernel has all that takes packets out of others, loaded already: a test loads nothing into it.
+pub fn kernel_unpacks() -> bool {
+    const MODULES: [&str; 5] = ["ipip", "sit", "ip6_tunnel", "fou", "fou6"];
+    MODULES.iter().all(|module| Path::new("/sys/module").join(module).exists())
+}
+
+/// `homing backend-setup` on a host's machine.
+fn backend_setup(namespace: &Namespace, way: Way, service: IpAddr, more: &[&str]) {
     let setup = Command::new("nsenter")
         .arg(&namespace.wrapper()[1])
         .arg(binary())
-        .args(["backend-setup", "l2", &service.to_string(), "--apply"])
+        .args(["backend-setup", way.forward, &service.to_string(), "--apply"])
+        .args(["--over", if way.over_v4 { "ipv4" } else { "ipv6" }])
         .args(more)
         .output()
         .expect("homing can be run");

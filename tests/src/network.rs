@@ -45,6 +45,27 @@ impl Namespace {
         run(&[&["ip", "-n", &self.name], arguments].concat());
     }
 
+    /// Brings up the end of a cable, and above it this device: a bridge (`br0`), a VLAN's (`eth0.7`, by number) or a bond
+    /// (`bond0`); none where both names are the same.
+    pub fn stack(&self, end: &str, device: &str) {
+        match device.split_once('.') {
+            Some((_, id)) => self.ip(&["link", "add", "link", end, "name", device, "type", "vlan", "id", id]),
+            None if device.starts_with("bond") => {
+                self.ip(&["link", "add", device, "type", "bond", "mode", "active-backup", "miimon", "20"]);
+                // Those that are up are not taken.
+                self.ip(&["link", "set", end, "down", "master", device]);
+            }
+            None if device.starts_with("br") => {
+                self.ip(&["link", "add", device, "type", "bridge"]);
+                self.ip(&["link", "set", end, "master", device]);
+            }
+            None => {}
+        }
+        for link in [end, device] {
+            self.ip(&["link", "set", link, "up"]);
+        }
+    }
+
     /// An XDP program on this end of a cable that lets everything pass, for as long as the value lives: a veth takes
     /// frames from the XDP of its other end only then.
     pub fn let_pass(&self, device: &str) -> aya::Ebpf {
@@ -115,20 +136,25 @@ pub struct Network {
 impl Network {
     /// With this many clients: see [`client_v4`] and [`client_v6`].
     pub fn new(clients: u8) -> Self {
+        Self::with(clients, "eth0")
+    }
+
+    /// The addresses of both ends are on this device: the cable's end (`eth0`), or what [`Namespace::stack`] puts above it.
+    pub fn with(clients: u8, device: &str) -> Self {
         let network = Self { server: Namespace::new("server"), clients: Namespace::new("clients") };
         let (server, there) = (&network.server, &network.clients);
         server.ip(&["link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", there.name()]);
-        server.ip(&["address", "add", &format!("{SERVER_V4}/16"), "dev", "eth0"]);
-        server.ip(&["address", "add", &format!("{SERVER_V6}/32"), "dev", "eth0", "nodad"]);
-        server.ip(&["link", "set", "eth0", "up"]);
+        server.stack("eth0", device);
+        there.stack("eth0", device);
+        server.ip(&["address", "add", &format!("{SERVER_V4}/16"), "dev", device]);
+        server.ip(&["address", "add", &format!("{SERVER_V6}/32"), "dev", device, "nodad"]);
         for number in 1..=clients {
-            there.ip(&["address", "add", &format!("{}/16", client_v4(number)), "dev", "eth0"]);
-            there.ip(&["address", "add", &format!("{}/32", client_v6(number)), "dev", "eth0", "nodad"]);
+            there.ip(&["address", "add", &format!("{}/16", client_v4(number)), "dev", device]);
+            there.ip(&["address", "add", &format!("{}/32", client_v6(number)), "dev", device, "nodad"]);
         }
-        there.ip(&["link", "set", "eth0", "up"]);
         // Strangers have no address of their own: the whole prefix is the clients' machine's.
         there.ip(&["route", "add", "local", STRANGERS, "dev", "lo"]);
-        server.ip(&["route", "add", STRANGERS, "via", &client_v4(1).to_string(), "dev", "eth0"]);
+        server.ip(&["route", "add", STRANGERS, "via", &client_v4(1).to_string(), "dev", device]);
         network
     }
 }
@@ -159,7 +185,7 @@ impl Lan {
         Self::with(clients, backends, "eth0")
     }
 
-    /// homing's addresses are on this device: its end of the cable (`eth0`), or a bridge above that.
+    /// homing's addresses are on this device: its end of the cable (`eth0`), or what [`Namespace::stack`] puts above it.
     pub fn with(clients: u8, backends: usize, device: &str) -> Self {
         let switch = Namespace::new("switch");
         switch.ip(&["link", "add", "br0", "type", "bridge"]);
@@ -169,19 +195,29 @@ impl Lan {
             namespace.ip(&["link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", switch.name()]);
             // A frame that homing sends on must have its checksums.
             namespace.run(&["ethtool", "-K", "eth0", "tx", "off"]);
-            switch.ip(&["link", "set", port, "master", "br0", "up"]);
+            namespace
+        };
+        let plug = |port: &str| switch.ip(&["link", "set", port, "master", "br0", "up"]);
+        let homing = machine("homing", "homing");
+        homing.stack("eth0", device);
+        match device.split_once('.') {
+            // The switch takes the tag off.
+            Some((_, id)) => {
+                let tagged = format!("homing.{id}");
+                switch.stack("homing", &tagged);
+                plug(&tagged);
+            }
+            None => plug("homing"),
+        }
+        let on_switch = |name: &str| {
+            let namespace = machine(name, name);
+            plug(name);
             namespace.ip(&["link", "set", "eth0", "up"]);
             namespace
         };
-        let homing = machine("homing", "homing");
         let backends: Vec<Namespace> =
-            (0..backends).map(|number| format!("backend{number}")).map(|name| machine(&name, &name)).collect();
-        let there = machine("clients", "clients");
-        if device != "eth0" {
-            homing.ip(&["link", "add", device, "type", "bridge"]);
-            homing.ip(&["link", "set", "eth0", "master", device]);
-            homing.ip(&["link", "set", device, "up"]);
-        }
+            (0..backends).map(|number| format!("backend{number}")).map(|name| on_switch(&name)).collect();
+        let there = on_switch("clients");
         homing.ip(&["address", "add", &format!("{SERVER_V4}/16"), "dev", device]);
         homing.ip(&["address", "add", &format!("{SERVICE_V4}/32"), "dev", device]);
         homing.ip(&["address", "add", &format!("{SERVER_V6}/32"), "dev", device, "nodad"]);

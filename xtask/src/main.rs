@@ -6,6 +6,7 @@ mod run;
 mod setup;
 mod test;
 mod tidy;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -43,6 +44,8 @@ enum Cli {
     },
     /// Make what is handed to users: a .deb, a static archive, an SBOM and checksums, in target/packages.
     Dist(dist::Options),
+    /// The tests under other kernels, in virtual machines: fetches Debian's kernels and boots them in QEMU.
+    Vm(vm::Options),
     /// Check what no compiler does: file sizes, dependency direction, where unsafe stands, what is documented.
     Tidy,
 }
@@ -84,6 +87,7 @@ fn main() -> ExitCode {
         Cli::Fuzz(options) => fuzz::fuzz(&options),
         Cli::Chaos { seconds, seed } => chaos(seconds, seed),
         Cli::Dist(options) => setup::build_tools().and_then(|()| dist::dist(&options)),
+        Cli::Vm(options) => vm::vm(&options),
         Cli::Tidy => tidy::tidy(),
     };
     match result {

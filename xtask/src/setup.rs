@@ -115,6 +115,27 @@ pub fn cpp_compiler() -> anyhow::Result<()> {
     step("a C++ compiler, for libFuzzer", || apt(&["g++"]))
 }
 
+/// What boots other kernels, and what unpacks them.
+pub fn vm_tools() -> anyhow::Result<()> {
+    test_tools()?;
+    libbpf_headers()?;
+    let wanted = [
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("modprobe", "kmod"),
+        ("cpio", "cpio"),
+        ("xz", "xz-utils"),
+        ("sysctl", "procps"),
+        ("strip", "binutils"),
+    ];
+    let is_missing = |program: &str| !has(program) && !PathBuf::from("/usr/sbin").join(program).exists();
+    let missing: Vec<&str> =
+        wanted.into_iter().filter(|(program, _)| is_missing(program)).map(|(_, package)| package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    step("QEMU, and tools to put a guest together", || apt(&missing))
+}
+
 /// Headers for building libbpf, the second loader that tests load the kernel programs with.
 pub fn libbpf_headers() -> anyhow::Result<()> {
     let needed = [("libelf.h", "libelf-dev"), ("zlib.h", "zlib1g-dev")];

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 use crate::run::{at_root, build_homing, cargo, is_root, root, run};
-use crate::{setup, tidy};
+use crate::{setup, tidy, vm};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -23,6 +23,9 @@ pub struct Options {
     /// Real apps and a browser. Needs root.
     #[arg(long)]
     apps: bool,
+    /// A few tests under an older and a newer kernel, in virtual machines; `cargo xtask vm` has all of them.
+    #[arg(long)]
+    vm: bool,
     /// Only tests whose name contains this.
     filter: Option<String>,
 }
@@ -39,7 +42,7 @@ struct Tier {
 }
 
 pub fn test(options: &Options) -> anyhow::Result<()> {
-    let all = !(options.unit || options.kernel || options.e2e || options.apps);
+    let all = !(options.unit || options.kernel || options.e2e || options.apps || options.vm);
     let mut tiers = Vec::new();
     setup::build_tools()?;
     if all || options.unit {
@@ -103,7 +106,35 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
             ["test", "--package", "homing-tests", "--features", "libbpf"].into_iter().chain(arguments).collect();
         tiers.push(tier(name, &arguments, options)?);
     }
+    if wanted(options.vm) {
+        tiers.push(other_kernels(options)?);
+    }
     report(&tiers)
+}
+
+/// The tier of virtual machines. What cannot be had here, QEMU or a kernel, is a skip.
+fn other_kernels(options: &Options) -> anyhow::Result<Tier> {
+    println!("== vm");
+    let start = Instant::now();
+    let mut tier = Tier { name: "vm", passed: 0, failed: 0, skipped: 0, reason: None, took: Duration::ZERO };
+    let mut skip = |reason: String| {
+        println!("SKIPPED {reason}");
+        tier.skipped += 1;
+        tier.reason.get_or_insert(reason);
+    };
+    match setup::vm_tools() {
+        Err(error) => skip(format!("what boots other kernels cannot be had: {error:#}")),
+        Ok(()) => {
+            let outcomes = vm::tier(options.filter.as_deref().unwrap_or_default())?;
+            for outcome in outcomes {
+                outcome.skipped.into_iter().for_each(&mut skip);
+                tier.passed += outcome.passed;
+                tier.failed += outcome.failed.len();
+            }
+        }
+    }
+    tier.took = start.elapsed();
+    Ok(tier)
 }
 
 /// What is wrong with the text, before what is wrong with the program.

@@ -5,6 +5,7 @@
 mod attach;
 mod bindings;
 mod interfaces;
+mod lacking;
 mod lists;
 mod netlink;
 mod others;
@@ -59,9 +60,12 @@ const BPF_F_INNER_MAP: u32 = 1 << 12;
 pub enum Unavailable {
     #[error("{0}")]
     Pins(#[from] pin::PinError),
+    #[error("{0}")]
+    Lacking(String),
     #[error(
-        "the kernel refused the eBPF programs: {0}; homing needs Linux 5.11 or later with BTF (/sys/kernel/btf/vmlinux) \
-         and root, or CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN"
+        "the kernel refused the eBPF programs: {0}; homing needs Linux {oldest} or later with BTF (/sys/kernel/btf/vmlinux) \
+         and root, or CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN",
+        oldest = lacking::OLDEST
     )]
     Load(String),
     #[error("the kernel did not attach {program}: {error}")]
@@ -119,6 +123,9 @@ impl Datapath {
     /// # Errors
     /// What is missing, and how to grant it. Nothing new stays attached.
     pub fn open(pin_dir: &Path, interfaces: &[String], sizes: Sizes) -> Result<Self, Unavailable> {
+        if let Some(lacking) = lacking::lacking() {
+            return Err(Unavailable::Lacking(lacking));
+        }
         pin::prepare(pin_dir)?;
         let fresh = pin::is_empty(pin_dir);
         let opened = Self::load(pin_dir, interfaces, sizes);
@@ -337,7 +344,7 @@ fn hash_map<K: aya::Pod, V: aya::Pod>(
     typed(ebpf, name)
 }
 
-/// What this machine or this user lacks for the kernel path, as far as that shows without loading anything.
+/// What this machine or this user lacks for the kernel path, as far as that shows before homing's own programs are loaded.
 pub fn missing() -> Option<String> {
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
         return Some(
@@ -350,8 +357,11 @@ pub fn missing() -> Option<String> {
         | rustix::thread::CapabilitySet::SYS_ADMIN
         | rustix::thread::CapabilitySet::SYS_PTRACE;
     let has_all = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed));
-    (!has_all).then(|| {
-        "this user lacks privileges; run as root, or grant CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN and CAP_SYS_PTRACE"
-            .to_owned()
-    })
+    if !has_all {
+        return Some(
+            "this user lacks privileges; run as root, or grant CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN and CAP_SYS_PTRACE"
+                .to_owned(),
+        );
+    }
+    lacking::lacking()
 }

@@ -1,0 +1,140 @@
+//! What Debian's kernels have as modules: VLANs, bonds, packets lost and late. Needs root, and is for `cargo xtask vm`.
+//!
+//! There, too, the tests of remote hosts (`tunnels`) have the kernel's own receivers of IP in IP and GUE.
+
+use homing_tests::hosts::{self, Plan};
+use homing_tests::instance::{Homing, demo_app, wait_for};
+use homing_tests::network::{Network, client_v4, client_v6};
+use homing_tests::session::{Client, Session};
+use homing_tests::site::{PORT, assert_kept, v4, v6};
+use serde_json::Value;
+
+const CLIENTS: u8 = 8;
+
+/// Four workers behind addresses on this device, and sessions of clients of both families.
+fn start(network: &Network) -> Homing {
+    let wrapper = network.server.wrapper();
+    let app = demo_app("demo", &[v4(), v6()], "::", 4, "");
+    let homing = Homing::start_under(&wrapper.each_ref().map(String::as_str), "", &app);
+    homing.wait_for_workers(0, 4);
+    homing
+}
+
+fn open(network: &Network) -> Vec<Session<'_>> {
+    let client = |from, target| Client { namespace: Some(&network.clients), from, target }.open();
+    (1..=CLIENTS).flat_map(|number| [client(client_v4(number), v4()), client(client_v6(number), v6())]).collect()
+}
+
+fn mode(status: &Value) -> &Value {
+    &status["kernel_path"]["interfaces"][0]["mode"]
+}
+
+/// Every session reaches its worker, on the kernel path alone.
+fn assert_all_kept(homing: &Homing, sessions: &mut [Session<'_>]) {
+    for session in sessions.iter_mut() {
+        assert!(!session.hello.forwarded);
+        (0..3).for_each(|_| assert_kept(session));
+    }
+    assert_eq!(homing.status()["counters"]["http_requests"], 0, "no request passed through homing");
+}
+
+#[test]
+fn clients_on_a_vlan_keep_their_worker_on_the_kernel_path() {
+    let network = Network::with(CLIENTS, "eth0.7");
+    let homing = start(&network);
+    let mut sessions = open(&network);
+    assert_all_kept(&homing, &mut sessions);
+    let status = homing.status();
+    assert_eq!(status["kernel_path"]["interfaces"][0]["name"], "eth0.7", "{status:#}");
+    assert!(status["counters"]["xdp_syn_worker"].as_u64() >= Some(sessions.len() as u64), "XDP saw them: {status:#}");
+}
+
+#[test]
+fn clients_over_a_bond_keep_their_worker_when_a_cable_is_pulled() {
+    let network = Network::with(CLIENTS, "bond0");
+    let (server, there) = (&network.server, &network.clients);
+    server.ip(&["link", "add", "eth1", "type", "veth", "peer", "name", "eth1", "netns", there.name()]);
+    for end in [server, there] {
+        end.ip(&["link", "set", "eth1", "master", "bond0"]);
+        end.ip(&["link", "set", "eth1", "up"]);
+    }
+    let homing = start(&network);
+    assert_eq!(mode(&homing.status()), "native", "{:#}", homing.status());
+    let mut sessions = open(&network);
+    assert_all_kept(&homing, &mut sessions);
+    server.ip(&["link", "set", "eth0", "down"]);
+    for end in [server, there] {
+        wait_for("the other cable is used", || {
+            let bond = end.output(&["cat", "/proc/net/bonding/bond0"]);
+            bond.contains("Currently Active Slave: eth1").then_some(())
+        });
+    }
+    let before = homing.status()["counters"]["xdp_syn_worker"].as_u64();
+    assert_all_kept(&homing, &mut sessions);
+    assert!(homing.status()["counters"]["xdp_syn_worker"].as_u64() > before, "XDP sees the other cable too");
+}
+
+#[test]
+fn clients_whose_packets_come_late_twice_or_not_at_all_keep_their_worker() {
+    let network = Network::new(CLIENTS);
+    for end in [&network.server, &network.clients] {
+        end.run(&[
+            "tc",
+            "qdisc",
+            "add",
+            "dev",
+            "eth0",
+            "root",
+            "netem",
+            "delay",
+            "10ms",
+            "5ms",
+            "loss",
+            "3%",
+            "duplicate",
+            "3%",
+        ]);
+    }
+    let homing = start(&network);
+    let mut sessions = open(&network);
+    assert_all_kept(&homing, &mut sessions);
+    drop(sessions);
+    homing.wait_until("nothing is open", |status| status["apps"][0]["connections"] == 0);
+}
+
+/// Hosts that clients reach by packets that leave on this device.
+fn keep_their_host_by(device: &str, mode_there: &str) {
+    let site = hosts::Site::start_as(&Plan { device, ..Plan::default() });
+    let status = site.homing.status();
+    assert_eq!(*mode(&status), *mode_there, "{status:#}");
+    let mut sessions = site.open(1..=CLIENTS);
+    sessions.iter_mut().for_each(hosts::assert_kept);
+    assert!(sessions.iter().all(|session| session.hello.peer.port() != PORT && !session.hello.forwarded));
+    assert_eq!(site.homing.status()["counters"]["http_requests"], 0, "no request passed through homing");
+    assert!(site.homing.status()["counters"]["xdp_forwarded_l2"].as_u64() > Some(50));
+}
+
+#[test]
+fn packets_to_hosts_leave_by_a_vlan() {
+    keep_their_host_by("eth0.7", "generic");
+}
+
+#[test]
+fn packets_to_hosts_leave_by_a_bond() {
+    keep_their_host_by("bond0", "native");
+}
+
+#[test]
+fn hosts_whose_packets_are_late_or_lost_keep_their_clients() {
+    let site = hosts::Site::start("", "");
+    site.lan.clients.run(&["tc", "qdisc", "add", "dev", "eth0", "root", "netem", "delay", "10ms", "5ms", "loss", "3%"]);
+    let mut sessions = site.open(1..=CLIENTS);
+    for session in &mut sessions {
+        (0..3).for_each(|_| hosts::assert_kept(session));
+    }
+}
+
+#[test]
+fn this_kernel_has_what_these_tests_are_for() {
+    assert!(hosts::kernel_unpacks(), "modules ipip, sit, ip6_tunnel, fou and fou6; this suite is for: cargo xtask vm");
+}

@@ -1,0 +1,137 @@
+//! One boot: QEMU without hardware help, the console read line by line, what became of each test, and an end in any case.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use super::kernels::Kernel;
+
+/// Tests take little memory; the archive with all programs is held twice for a moment.
+const MEMORY_MIB: &str = "2048";
+
+/// A panic ends the guest. What the kernel does not know becomes process 1's environment.
+const COMMAND_LINE: &str =
+    "console=ttyS0 quiet loglevel=4 panic=-1 PATH=/bin:/sbin HOMING_BIN=/bin/homing RUST_BACKTRACE=0";
+
+/// What the guest said of each test: `None` passed, or why not.
+#[derive(Default)]
+pub struct Said {
+    pub outcomes: BTreeMap<String, Option<String>>,
+    /// Why the guest said no more, where it did not come to its end.
+    pub broken: Option<String>,
+}
+
+/// Boots the kernel on the archive and listens until the guest has ended, for so long at most. Everything it says is kept
+/// in `log`.
+pub fn boot(kernel: &Kernel, initrd: &Path, log: &Path, limit: Duration) -> anyhow::Result<Said> {
+    let mut qemu = Running(
+        Command::new("qemu-system-x86_64")
+            .args(["-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max", "-smp", "2", "-m", MEMORY_MIB])
+            .args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"])
+            .args(["-append", COMMAND_LINE])
+            .arg("-kernel")
+            .arg(&kernel.image)
+            .arg("-initrd")
+            .arg(initrd)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("qemu-system-x86_64 cannot be run")?,
+    );
+    let console = BufReader::new(qemu.0.stdout.take().context("it is piped")?);
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in console.split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    let mut log = File::create(log).with_context(|| log.display().to_string())?;
+    let mut said = Said::default();
+    let end = Instant::now() + limit;
+    loop {
+        match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                writeln!(log, "{line}")?;
+                said.hear(&line);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                said.broken = Some(format!("the guest was not done after {} s", limit.as_secs()));
+                break;
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    Ok(said)
+}
+
+impl Said {
+    fn hear(&mut self, line: &str) {
+        // The kernel may have begun the line with words of its own.
+        let Some((_, words)) = line.split_once("@@ ") else {
+            if line.contains("Kernel panic") {
+                self.broken = Some(line.to_owned());
+            }
+            if line.starts_with("   | ") {
+                println!("  {line}");
+            }
+            return;
+        };
+        println!("  {words}");
+        if let Some(passed) = words.strip_prefix("PASS ") {
+            let test = passed.rsplit_once(" (").map_or(passed, |(test, _)| test);
+            self.outcomes.insert(test.to_owned(), None);
+        } else if let Some((test, why)) = words.strip_prefix("FAIL ").and_then(|rest| rest.split_once(": ")) {
+            self.outcomes.insert(test.to_owned(), Some(why.to_owned()));
+        } else if let Some(why) = words.strip_prefix("BROKEN ") {
+            self.broken = Some(why.to_owned());
+        }
+    }
+}
+
+/// QEMU, ended with this value.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Said;
+
+    #[test]
+    fn what_became_of_each_test_is_heard_also_behind_the_kernels_words() {
+        let mut said = Said::default();
+        for line in [
+            "@@ KERNEL 6.12.1",
+            "@@ PASS kernel a_test (0.3 s)",
+            "[    2.1] late: @@ FAIL e2e b_test: thread 'b' panicked at x.rs:1: no: (2.0 s)",
+            "words of nobody",
+            "@@ END",
+        ] {
+            said.hear(line);
+        }
+        assert_eq!(said.outcomes["kernel a_test"], None);
+        let why = said.outcomes["e2e b_test"].as_deref();
+        assert!(why.is_some_and(|why| why.contains("panicked at x.rs")), "{why:?}");
+        assert_eq!((said.outcomes.len(), said.broken), (2, None));
+    }
+
+    #[test]
+    fn a_kernel_that_panics_is_heard() {
+        let mut said = Said::default();
+        said.hear("[    3.0] Kernel panic - not syncing: Attempted to kill init!");
+        assert!(said.broken.is_some_and(|why| why.contains("Attempted to kill init")));
+    }
+}
