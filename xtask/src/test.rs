@@ -77,7 +77,6 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "metrics",
                 "systemd",
                 "top",
-                "chaos",
             ],
         ),
         ("apps", options.apps, &["apps", "encrypted", "uploads", "uvicorn", "examples", "dashboard"]),
