@@ -139,6 +139,17 @@ pub enum Stream {
     Unix(UnixStream),
 }
 
+impl Stream {
+    /// Whether nothing has come, nor its end. Costs no call of the kernel while that is so.
+    pub fn is_quiet(&self) -> bool {
+        let read = match self {
+            Self::Tcp(stream) => stream.try_read(&mut [0]),
+            Self::Unix(stream) => stream.try_read(&mut [0]),
+        };
+        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {

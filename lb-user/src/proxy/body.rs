@@ -2,7 +2,7 @@
 //! to its pool, the worker's load goes down.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::entry::Entry;
 use super::headers;
-use super::upstream::Lease;
+use super::upstream::{Arriving, Failed};
 use crate::routing::Load;
 
 /// One request or tunnel in flight, counted for as long as this lives.
@@ -64,16 +64,14 @@ pub struct Upload {
 
 /// How far a request's body is on its way to the worker.
 pub struct Passage {
-    fault: AtomicU8,
     last: Mutex<Instant>,
 }
 
 /// Why a body did not come to its end, where the worker is not to blame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[repr(u8)]
 pub enum Fault {
     #[error("the client's body broke off or is malformed")]
-    Broken = 1,
+    Broken,
     #[error("the client fell silent in the midst of its body")]
     Slow,
     #[error("the body is larger than the app takes")]
@@ -82,25 +80,14 @@ pub enum Fault {
 
 impl Default for Passage {
     fn default() -> Self {
-        Self { fault: AtomicU8::new(0), last: Mutex::new(Instant::now()) }
+        Self { last: Mutex::new(Instant::now()) }
     }
 }
 
 impl Passage {
-    pub fn fault(&self) -> Option<Fault> {
-        [Fault::Broken, Fault::Slow, Fault::TooLarge]
-            .into_iter()
-            .find(|fault| *fault as u8 == self.fault.load(Ordering::Acquire))
-    }
-
     /// When something of it last went on.
     pub fn last(&self) -> Instant {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn fail(&self, fault: Fault) -> Fault {
-        self.fault.store(fault as u8, Ordering::Release);
-        fault
     }
 
     pub fn goes_on(&self) {
@@ -137,17 +124,17 @@ impl RequestBody {
 impl Upload {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
-            return self.poll_pause(cx).map(|()| Some(Err(self.passage.fail(Fault::Slow))));
+            return self.poll_pause(cx).map(|()| Some(Err(Fault::Slow)));
         };
         self.pause = None;
         self.passage.goes_on();
         Poll::Ready(match frame {
             None => None,
-            Some(Err(_)) => Some(Err(self.passage.fail(Fault::Broken))),
+            Some(Err(_)) => Some(Err(Fault::Broken)),
             Some(Ok(mut frame)) => {
                 let length = frame.data_ref().map_or(0, Bytes::len) as u64;
                 if length > self.left {
-                    return Poll::Ready(Some(Err(self.passage.fail(Fault::TooLarge))));
+                    return Poll::Ready(Some(Err(Fault::TooLarge)));
                 }
                 self.left -= length;
                 if let Some(trailers) = frame.trailers_mut() {
@@ -208,9 +195,7 @@ pub struct ToldBody {
 
 /// A worker's answer as it arrives.
 pub struct WorkerBody {
-    incoming: Incoming,
-    /// The connection that it arrives on; taken when it is over.
-    lease: Option<Lease>,
+    arriving: Arriving,
     _load: LoadGuard,
 }
 
@@ -224,54 +209,33 @@ impl ResponseBody {
         Self::Told(Box::new(ToldBody { body: self, entry }))
     }
 
-    pub fn worker(incoming: Incoming, lease: Lease, load: LoadGuard) -> Self {
-        let mut body = WorkerBody { incoming, lease: Some(lease), _load: load };
-        body.release_at_end();
-        Self::Worker(body)
-    }
-}
-
-impl WorkerBody {
-    fn release_at_end(&mut self) {
-        if self.incoming.is_end_stream()
-            && let Some(lease) = self.lease.take()
-        {
-            lease.release();
-        }
+    pub fn worker(arriving: Arriving, load: LoadGuard) -> Self {
+        Self::Worker(WorkerBody { arriving, _load: load })
     }
 }
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Failed;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let body = match self.get_mut() {
-            Self::Fixed(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Worker(body) => body,
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failed>>> {
+        match self.get_mut() {
+            Self::Fixed(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Worker(body) => Pin::new(&mut body.arriving).poll_frame(cx),
             Self::Told(told) => {
                 let polled = Pin::new(&mut told.body).poll_frame(cx);
                 if let Poll::Ready(Some(Ok(frame))) = &polled {
                     told.entry.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
                 }
-                return polled;
+                polled
             }
-        };
-        let polled = Pin::new(&mut body.incoming).poll_frame(cx);
-        match &polled {
-            Poll::Pending => {}
-            Poll::Ready(Some(Ok(_))) => body.release_at_end(),
-            // The end of a chunked body is seen only here.
-            Poll::Ready(None) => drop(body.lease.take().map(Lease::release)),
-            Poll::Ready(Some(Err(_))) => drop(body.lease.take().map(Lease::broke)),
         }
-        polled
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Fixed(bytes) => bytes.is_none(),
-            Self::Worker(body) => body.incoming.is_end_stream(),
+            Self::Worker(body) => body.arriving.is_end_stream(),
             Self::Told(told) => told.body.is_end_stream(),
         }
     }
@@ -279,7 +243,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Fixed(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Worker(body) => body.incoming.size_hint(),
+            Self::Worker(body) => body.arriving.size_hint(),
             Self::Told(told) => told.body.size_hint(),
         }
     }

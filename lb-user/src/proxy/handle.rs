@@ -22,7 +22,7 @@ use super::h2::{self, Bootstrap};
 use super::headers::Client;
 use super::place::{Place, Rule, Visitor};
 use super::session;
-use super::upstream::{Introduction, SendError};
+use super::upstream::{Arriving, Introduction, SendError};
 use super::{check, headers, learn, trust, tunnel};
 use crate::access::Fate;
 use crate::config::{self, Affinity};
@@ -270,18 +270,12 @@ impl Attempt<'_> {
             let shown: Vec<HeaderValue> = self.hide_cookie(&mut request);
             let introduction = self.introduction.as_ref();
             let passage = request.body().passage();
-            let sending = async {
-                match self.upgrade {
-                    // What is seldom is kept out of what every request carries around.
-                    Some(_) => Box::pin(inner.upstreams.send_alone(&place.worker, introduction, request)).await,
-                    None => inner.upstreams.send(&place.worker, introduction, request).await,
-                }
-            };
+            let sending = inner.upstreams.send(&place.worker, introduction, request, self.upgrade.is_some());
             let sent_at = Instant::now();
             let sent = within(self.answer_within, passage.as_deref(), sending).await?;
             let backend = place.worker.backend;
             match sent {
-                Ok((response, lease)) => {
+                Ok(response) => {
                     place.worker.load.answered(sent_at);
                     let decision = Decision { worker: place.worker.number, rule: place.rule, held: patience.held() };
                     if let Some(entry) = self.entry {
@@ -309,7 +303,7 @@ impl Attempt<'_> {
                         }
                         _ => {
                             let Place { load, set_cookie, .. } = place;
-                            answered(response, false, set_cookie).map(|body| ResponseBody::worker(body, lease, load))
+                            answered(response, false, set_cookie).map(|body| ResponseBody::worker(body, load))
                         }
                     };
                     return Ok((response, decision));
@@ -352,13 +346,9 @@ impl Attempt<'_> {
     }
 
     /// Passes the worker's 101 on, as a 200 where the client speaks HTTP/2, and starts the tunnel.
-    fn switch(
-        &mut self,
-        mut response: Response<Incoming>,
-        upgrade: Upgrade,
-        mut place: Place,
-    ) -> Response<ResponseBody> {
-        let worker = hyper::upgrade::on(&mut response);
+    fn switch(&mut self, response: Response<Arriving>, upgrade: Upgrade, mut place: Place) -> Response<ResponseBody> {
+        let (parts, body) = response.into_parts();
+        let (mut response, worker) = (Response::from_parts(parts, ()), body.into_stream());
         let set_cookie = place.set_cookie.take();
         if upgrade.bootstrap.is_some() {
             Bootstrap::answer(&mut response);
@@ -369,7 +359,7 @@ impl Attempt<'_> {
             entry.status = response.status().as_u16();
         }
         tokio::spawn(tunnel::run(Arc::clone(connection), app, place, entry, upgrade.client, worker));
-        answered(response, true, set_cookie).map(|_| ResponseBody::Fixed(None))
+        answered(response, true, set_cookie).map(|()| ResponseBody::Fixed(None))
     }
 
     /// Whether another worker takes new clients.
@@ -414,7 +404,7 @@ fn restore_cookie(request: &mut Request<RequestBody>, shown: Vec<HeaderValue>) {
     }
 }
 
-fn answered(mut response: Response<Incoming>, upgrade: bool, set_cookie: Option<HeaderValue>) -> Response<Incoming> {
+fn answered<B>(mut response: Response<B>, upgrade: bool, set_cookie: Option<HeaderValue>) -> Response<B> {
     *response.version_mut() = Version::HTTP_11;
     headers::to_client(response.headers_mut(), upgrade);
     if let Some(cookie) = set_cookie {

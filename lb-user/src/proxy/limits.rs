@@ -59,6 +59,11 @@ pub const H2_IDLE: Duration = Duration::from_secs(120);
 /// Between looks at a connection of which one or two bytes have come, where it may be HTTP/2.
 pub const PREFACE_PAUSE: Duration = Duration::from_millis(10);
 
+/// Bytes of an answer that are read at a time, as long as it does not fill them; one such buffer per runtime thread, none per
+/// connection. Of one that does, [`BUFFER_BYTES_MAX`].
+pub const ANSWER_CHUNK_BYTES: usize = 16 * 1024;
+/// A chunk's size with its extensions, in bytes.
+pub const CHUNK_LINE_BYTES_MAX: usize = 4 * 1024;
 /// Establishing a connection to a worker.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Idle connections kept per worker.

@@ -1,8 +1,8 @@
 //! The HTTP path: client → homing → worker, for what an address cannot decide and for as long as no worker is there.
 //!
-//! Layers, in the order in which a request meets them: `listen` → `welcome` (`proxied`, `handshake`) → `serve` (hyper) →
+//! Layers, in the order in which a request meets them: `listen` → `welcome` (`proxied`, `handshake`) → `serve` (hyper's server) →
 //! `h2` → `check` → `trust` → `routing::Door` (host and path → app) → `headers` → `cookie` → `admit` (with `queue` for who waits) → `place` (with `session` for who
-//! belongs where, `sessions` for what `learn` heard and `newcomers` for who has no cookie yet) → `upstream` or `tunnel` → `body`. `handle` strings them together, `answer`
+//! belongs where, `sessions` for what `learn` heard and `newcomers` for who has no cookie yet) → `upstream` (HTTP/1.1 to the worker) and `body`, or `tunnel`. `handle` strings them together, `answer`
 //! has the words for every refusal. What is not here: which workers exist (`control` publishes that in
 //! `crate::routing`) and how an address is placed (`lb_common::affinity`).
 

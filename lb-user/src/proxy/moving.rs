@@ -91,6 +91,33 @@ async fn long_answers_arrive_whole_at_a_client_that_takes_its_time_and_leave_the
     serve.await.unwrap();
 }
 
+/// The rest of the body belongs to no other request, and is not lost either.
+#[tokio::test]
+async fn a_body_that_is_longer_than_its_answer_goes_on_and_leaves_the_connection_usable() {
+    let (listener, worker) = listening().await;
+    let world = world(route(Affinity::Ip, vec![worker])).await;
+    let mut client = world.connect().await;
+    client.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").await.unwrap();
+    let (mut stream, _) = soon("a connection", listener.accept()).await.unwrap();
+    head(&mut stream).await;
+    stream.write_all(b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\nok") {
+        answer.push(soon("the answer", client.read_u8()).await.unwrap());
+    }
+    client.write_all(b"2\r\nde\r\n0\r\n\r\n").await.unwrap();
+    let mut body = [0; 20];
+    soon("the rest of the body", stream.read_exact(&mut body)).await.unwrap();
+    assert_eq!(&body, b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
+    until("the connection is idle", || world.proxy.0.upstreams.ready() == 1).await;
+    let again = world.get("");
+    let serve = async {
+        head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+    };
+    assert_eq!(soon("the next answer", async { tokio::join!(again, serve) }).await.0.status(), 204);
+}
+
 #[tokio::test]
 async fn a_connection_that_its_worker_has_closed_costs_no_request_anything() {
     let (listener, closing) = listening().await;

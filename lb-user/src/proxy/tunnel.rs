@@ -83,23 +83,22 @@ pub async fn run(
     place: Place,
     mut entry: Option<Entry>,
     client: OnUpgrade,
-    worker: OnUpgrade,
+    worker: Option<(Stream, Bytes)>,
 ) {
     let inner = &connection.proxy;
     let Place { worker: route, load: _load, tie, .. } = place;
-    let both = async { tokio::try_join!(client, worker) };
-    let (client, worker) = match timeout(HANDOFF_TIMEOUT, both).await {
+    let Some((mut worker, to_client)) = worker else {
+        return tracing::error!("tunnel not opened: a request that switches protocols had a body");
+    };
+    let client = match timeout(HANDOFF_TIMEOUT, client).await {
         Ok(Ok(upgraded)) => upgraded,
-        Ok(Err(error)) => return tracing::debug!(%error, "tunnel not opened: an end went away"),
+        Ok(Err(error)) => return tracing::debug!(%error, "tunnel not opened: the client went away"),
         Err(_) => return tracing::debug!("tunnel not opened: the 101 was not taken in time"),
     };
     // A stream of an HTTP/2 connection has no socket of its own, and no gate before it.
     let (client, to_worker) = match under::<Gate<ClientStream>>(client) {
         Ok((gate, to_worker)) => (gate.into_inner(), to_worker),
         Err(stream) => (Some(ClientStream::Multiplexed(TokioIo::new(stream))), Bytes::new()),
-    };
-    let Ok((mut worker, to_client)) = under::<Stream>(worker) else {
-        return tracing::error!("tunnel not opened: an upgraded connection is not the stream it was");
     };
     let Some(mut client) = client else {
         return tracing::debug!("tunnel not opened: the client did not wait for the 101");

@@ -1,36 +1,55 @@
-//! Connections to workers: one pool per worker process, and what a failure means for the request.
+//! Requests to workers and their answers, in HTTP/1.1: one pool of connections per worker process, and what a failure
+//! means for the request.
 //!
-//! hyper's own connection under a pool of our own, not hyper-util's pooled client: a pool per incarnation cannot hand
-//! out a predecessor's connection, a refused request comes back whole to be placed elsewhere, and nothing is boxed,
-//! spawned or allocated per request.
+//! Our own, not hyper's client: that moves each message through a task and channels of its own, which was a fifth of what a
+//! request cost (docs/decisions/0033). A pool per incarnation cannot hand out a predecessor's connection, and a refused
+//! request comes back whole to be placed elsewhere. Syntax is httparse's, as it is hyper's.
+
+mod connection;
+mod framing;
+mod head;
+mod pool;
+mod sending;
 
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Instant;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use http::{Method, Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use http::{Request, Response};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
-use super::body::{Fault, Passage, RequestBody};
+pub use connection::Arriving;
+
+use super::body::{Fault, RequestBody};
 use super::counters::{Counter, Counters};
-use super::limits::{BUFFER_BYTES_MAX, CONNECT_TIMEOUT, HEAD_BYTES_MAX, POOL_IDLE_MAX, POOL_IDLE_TIMEOUT};
-use crate::address::Address;
+use super::limits::CONNECT_TIMEOUT;
+use crate::address::{Address, Stream};
 use crate::routing::{Snapshot, WorkerRoute};
+use connection::{Unanswered, exchange};
+use pool::Pool;
+use sending::Sending;
 
 /// Why there is no answer.
 pub enum SendError {
     /// No connection could be made; the request has not been touched.
     Refused { request: Box<Request<RequestBody>>, error: io::Error },
     /// The connection broke before an answer, with the request under way.
-    Broke(hyper::Error),
+    Broke(Failed),
     /// It is the client's body; the worker is not to blame.
     ClientBody(Fault),
+}
+
+/// What is wrong with an answer, or with the connection that it should come on.
+#[derive(Debug, thiserror::Error)]
+pub enum Failed {
+    #[error("the worker closed the connection before the end of its answer")]
+    Ended,
+    #[error("the worker sent {0}")]
+    Malformed(&'static str),
+    #[error("the connection to the worker broke")]
+    Io(#[source] io::Error),
 }
 
 /// Whom a worker is told, at the beginning of a connection, that it is for: nobody else's request may come on it.
@@ -49,88 +68,44 @@ pub struct Upstreams {
     counters: Arc<Counters>,
 }
 
-#[derive(Default)]
-struct Pool {
-    idle: Mutex<Vec<Idle>>,
-}
-
-struct Idle {
-    sender: SendRequest<RequestBody>,
-    since: Instant,
-}
-
-/// A connection in use, to be given back when the answer has been read to its end; dropped, it is closed.
-pub struct Lease {
-    sender: SendRequest<RequestBody>,
-    /// None for a connection that was made for one request only.
-    pool: Option<Arc<Pool>>,
-    counters: Arc<Counters>,
-}
-
-impl Lease {
-    pub(super) fn release(self) {
-        if let Some(pool) = &self.pool {
-            pool.put(self.sender);
-        }
-    }
-
-    pub(super) fn broke(self) {
-        self.counters.add(Counter::UpstreamBroke);
-    }
-}
-
 impl Upstreams {
     pub fn new(counters: Arc<Counters>) -> Self {
         Self { pools: RwLock::default(), counters }
     }
 
-    /// Sends the request to the worker, on an idle connection if there is one.
+    /// Sends the request to the worker, on an idle connection if there is one. `alone`: on one of its own, which the request
+    /// may take over.
     pub async fn send(
         &self,
         worker: &WorkerRoute,
         introduction: Option<&Introduction>,
-        mut request: Request<RequestBody>,
-    ) -> Result<(Response<Incoming>, Lease), SendError> {
-        let pool = self.pool((worker.incarnation, introduction.map(|introduction| introduction.client)));
-        let passage = request.body().passage();
-        if let Some(mut sender) = pool.take() {
-            // An idle connection may be closed by the worker in this very moment. What was not sent comes back from
-            // hyper; what was sent is repeated only if that does no harm (RFC 9110 section 9.2.2).
-            let spare = repeatable(&request);
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, self.lease(sender, Some(pool)))),
-                Err(mut error) => match error.take_message().or(spare) {
-                    Some(unsent) => request = unsent,
-                    None => return Err(blame(error.into_error(), passage.as_deref())),
-                },
+        request: Request<RequestBody>,
+        alone: bool,
+    ) -> Result<Response<Arriving>, SendError> {
+        let (parts, body) = request.into_parts();
+        let mut sending = Box::new(Sending::new(&parts, body));
+        let key = (worker.incarnation, introduction.map(|introduction| introduction.client));
+        let pool = (!alone).then(|| self.pool(key));
+        if let Some(pool) = &pool
+            && let Some(stream) = pool.take()
+        {
+            // An idle connection may be closed by the worker in this very moment.
+            match exchange(stream, &parts.method, sending, Some(Arc::clone(pool)), &self.counters).await {
+                Ok(response) => return Ok(response),
+                Err((unsent, Unanswered::Silence(_))) if unsent.may_start_anew() => sending = unsent.anew(),
+                Err((_, unanswered)) => return Err(unanswered.into()),
             }
             self.counters.add(Counter::Retried);
         }
-        let mut sender = match Box::pin(connect(&worker.address, introduction, false)).await {
-            Ok(sender) => sender,
-            Err(error) => return Err(SendError::Refused { request: Box::new(request), error }),
+        let stream = match Box::pin(connect(&worker.address, introduction)).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                let request = Box::new(Request::from_parts(parts, sending.into_body()));
+                return Err(SendError::Refused { request, error });
+            }
         };
-        match sender.try_send_request(request).await {
-            Ok(response) => Ok((response, self.lease(sender, Some(pool)))),
-            Err(error) => Err(blame(error.into_error(), passage.as_deref())),
-        }
-    }
-
-    /// Sends a request that may take its connection over: on one of its own.
-    pub async fn send_alone(
-        &self,
-        worker: &WorkerRoute,
-        introduction: Option<&Introduction>,
-        request: Request<RequestBody>,
-    ) -> Result<(Response<Incoming>, Lease), SendError> {
-        let mut sender = match Box::pin(connect(&worker.address, introduction, true)).await {
-            Ok(sender) => sender,
-            Err(error) => return Err(SendError::Refused { request: Box::new(request), error }),
-        };
-        match sender.try_send_request(request).await {
-            Ok(response) => Ok((response, self.lease(sender, None))),
-            Err(error) => Err(SendError::Broke(error.into_error())),
-        }
+        let answered = exchange(stream, &parts.method, sending, pool, &self.counters).await;
+        answered.map_err(|(_, unanswered)| unanswered.into())
     }
 
     /// Closes what has been idle too long and forgets workers that are gone.
@@ -140,10 +115,9 @@ impl Upstreams {
         };
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|(incarnation, client), pool| {
-            let mut idle = pool.idle();
-            idle.retain(Idle::is_usable);
+            pool.sweep();
             // Clients come and go. A connection that is in use comes back to the pool that it was taken from.
-            lives(incarnation) && (client.is_none() || !idle.is_empty() || Arc::strong_count(pool) > 1)
+            lives(incarnation) && (client.is_none() || !pool.is_empty() || Arc::strong_count(pool) > 1)
         });
     }
 
@@ -151,13 +125,7 @@ impl Upstreams {
     #[cfg(test)]
     pub fn ready(&self) -> usize {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
-        let ready =
-            |pool: &Arc<Pool>| pool.idle().iter().filter(|idle| idle.is_usable() && idle.sender.is_ready()).count();
-        pools.values().map(ready).sum()
-    }
-
-    fn lease(&self, sender: SendRequest<RequestBody>, pool: Option<Arc<Pool>>) -> Lease {
-        Lease { sender, pool, counters: Arc::clone(&self.counters) }
+        pools.values().map(|pool| pool.ready()).sum()
     }
 
     fn pool(&self, key: PoolKey) -> Arc<Pool> {
@@ -169,38 +137,16 @@ impl Upstreams {
     }
 }
 
-impl Pool {
-    /// The connection that was used last, so that those in excess grow old. One whose request body is still on its
-    /// way is left until it is ready.
-    fn take(&self) -> Option<SendRequest<RequestBody>> {
-        let mut idle = self.idle();
-        let ready = idle.iter().rposition(|idle| idle.is_usable() && idle.sender.is_ready())?;
-        Some(idle.remove(ready).sender)
-    }
-
-    fn put(&self, sender: SendRequest<RequestBody>) {
-        let mut idle = self.idle();
-        if idle.len() < POOL_IDLE_MAX && !sender.is_closed() {
-            idle.push(Idle { sender, since: Instant::now() });
+impl From<Unanswered> for SendError {
+    fn from(unanswered: Unanswered) -> Self {
+        match unanswered {
+            Unanswered::Silence(failed) | Unanswered::Broken(failed) => Self::Broke(failed),
+            Unanswered::Body(fault) => Self::ClientBody(fault),
         }
     }
-
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl Idle {
-    fn is_usable(&self) -> bool {
-        !self.sender.is_closed() && self.since.elapsed() < POOL_IDLE_TIMEOUT
-    }
-}
-
-async fn connect(
-    address: &Address,
-    introduction: Option<&Introduction>,
-    upgradeable: bool,
-) -> io::Result<SendRequest<RequestBody>> {
+async fn connect(address: &Address, introduction: Option<&Introduction>) -> io::Result<Stream> {
     let connected = async {
         let mut stream = address.connect().await?;
         if let Some(introduction) = introduction {
@@ -208,42 +154,8 @@ async fn connect(
         }
         io::Result::Ok(stream)
     };
-    let stream = match timeout(CONNECT_TIMEOUT, connected).await {
-        Ok(connected) => connected?,
-        Err(_) => return Err(io::ErrorKind::TimedOut.into()),
-    };
-    let (sender, connection) = http1::Builder::new()
-        .max_buf_size(BUFFER_BYTES_MAX)
-        .max_header_size(HEAD_BYTES_MAX)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(io::Error::other)?;
-    // An error of the connection reaches the request that it belongs to; without one it means nothing.
-    if upgradeable {
-        tokio::spawn(async move { drop(connection.with_upgrades().await) });
-    } else {
-        tokio::spawn(async move { drop(connection.await) });
-    }
-    Ok(sender)
-}
-
-/// A copy of the request if it may be sent twice.
-fn repeatable(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    let idempotent =
-        matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE);
-    if !idempotent || !request.body().is_empty() {
-        return None;
-    }
-    let mut copy = Request::new(RequestBody::Empty);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
-}
-
-fn blame(error: hyper::Error, passage: Option<&Passage>) -> SendError {
-    match passage.and_then(Passage::fault) {
-        Some(fault) => SendError::ClientBody(fault),
-        None => SendError::Broke(error),
+    match timeout(CONNECT_TIMEOUT, connected).await {
+        Ok(connected) => connected,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
