@@ -1,7 +1,9 @@
 //! Every developer command: `cargo xtask COMMAND`.
 
+mod book;
 mod dist;
 mod fuzz;
+mod markdown;
 mod run;
 mod setup;
 mod test;
@@ -46,8 +48,10 @@ enum Cli {
     Dist(dist::Options),
     /// The tests under other kernels, in virtual machines: fetches Debian's kernels and boots them in QEMU.
     Vm(vm::Options),
-    /// Check what no compiler does: file sizes, dependency direction, where unsafe stands, what is documented.
+    /// Check what no compiler does: file sizes, dependency direction, where unsafe stands, what is documented, links.
     Tidy,
+    /// The pages of docs/ as a book in target/book, with every link followed. Builds mdbook the first time.
+    Book,
 }
 
 #[derive(Subcommand)]
@@ -89,6 +93,7 @@ fn main() -> ExitCode {
         Cli::Dist(options) => setup::build_tools().and_then(|()| dist::dist(&options)),
         Cli::Vm(options) => vm::vm(&options),
         Cli::Tidy => tidy::tidy(),
+        Cli::Book => book::book(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,5 +1,7 @@
 //! `cargo xtask tidy`: the house rules that no compiler checks. Every finding says where, what and what to do.
 
+pub mod documents;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -57,7 +59,7 @@ pub fn tidy() -> anyhow::Result<()> {
             check_rust(path, &text, &mut find);
         }
     }
-    check_counters(&files, &mut findings)?;
+    documents::check(&files, &mut findings)?;
     check_dependencies(&files, &mut findings)?;
     if findings.is_empty() {
         println!("tidy: {} files, nothing found", files.len());
@@ -127,26 +129,6 @@ fn check_unsafe(path: &str, lines: &[&str], index: usize, code: &str, find: &mut
     if !before.iter().any(|line| line.contains("SAFETY:")) {
         find(index + 1, "unsafe without its reason; write // SAFETY: … above it".to_owned());
     }
-}
-
-/// Every counter and every metric is explained to operators.
-fn check_counters(files: &[String], findings: &mut Vec<String>) -> anyhow::Result<()> {
-    const GUIDE: &str = "docs/operations.md";
-    let guide = fs::read_to_string(root().join(GUIDE)).context(GUIDE)?;
-    for path in ["lb-common/src/abi.rs", "lb-user/src/proxy/counters.rs", "lb-user/src/metrics/families.rs"] {
-        if !files.iter().any(|file| file == path) {
-            continue;
-        }
-        let text = fs::read_to_string(root().join(path)).context(path)?;
-        for (number, line) in (1..).zip(text.lines()) {
-            let Some((_, name)) = line.trim().split_once(" = \"") else { continue };
-            let name = name.trim_end_matches("\",");
-            if line.starts_with("    ") && !guide.contains(&format!("`{name}`")) {
-                findings.push(format!("{path}:{number}: {name} is not in {GUIDE}; add its row"));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Each direct dependency is explained, and nothing else.

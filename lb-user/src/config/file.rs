@@ -11,6 +11,7 @@ pub(crate) mod fuzz;
 mod homing;
 mod http;
 mod isolation;
+mod keys;
 mod listen;
 mod metrics;
 mod output;
@@ -28,7 +29,7 @@ use toml::de::{DeTable, DeValue};
 
 use self::app::Apps;
 pub use self::output::DEFAULT as DEFAULT_OUTPUT;
-use self::reader::{Report, Table, Unsupported};
+use self::reader::{Report, Table};
 use super::location::place;
 use super::{Config, Errors, Problem};
 
@@ -63,7 +64,7 @@ pub fn parse(text: &str, name: &str, base: &Path) -> Result<Config, Errors> {
 }
 
 fn config(top: &Table<'_>, base: &Path) -> Option<Config> {
-    top.know(&["homing", "app"], &[]);
+    top.know(keys::FILE);
     let homing = top.table("homing").map_or_else(|| homing::read(None, base), |table| homing::read(Some(&table), base));
     let mut apps = Apps::new(base, homing.as_ref());
     match top.value("app").map(|value| (value.get_ref(), value.span())) {
@@ -142,9 +143,6 @@ fn rendered(text: &str, name: &str, syntax_errors: &[toml::de::Error], mut findi
     }
     Errors(problems)
 }
-
-/// Keys that the documentation of homing's later versions knows.
-const NOT_YET_HOMING: Unsupported = &[];
 
 #[cfg(test)]
 mod mistakes;

@@ -13,6 +13,7 @@ use super::cookie;
 use super::entrance;
 use super::http;
 use super::isolation;
+use super::keys;
 use super::listen::{self, Taken};
 use super::protect;
 use super::reader::{Given, Table, shown};
@@ -20,38 +21,6 @@ use super::route;
 use super::tls;
 use super::value;
 use crate::config::{Affinity, App, Client, Health, Homing, SendProxy, Timeouts, Workers};
-
-const KNOWN: &[&str] = &[
-    "name",
-    "listen",
-    "listen_udp",
-    "hosts",
-    "path",
-    "strip_path",
-    "affinity",
-    "command",
-    "backends",
-    "pass_socket",
-    "directory",
-    "user",
-    "group",
-    "umask",
-    "limits",
-    "no_new_privileges",
-    "stop_signal",
-    "env",
-    "workers",
-    "timeouts",
-    "health",
-    "client",
-    "protect",
-    "http",
-    "tls",
-    "proxy_protocol",
-    "h2c",
-    "send_proxy_protocol",
-    "cookie",
-];
 
 const WORKERS_MAX: u32 = 1024;
 /// As shinyapps.io has them.
@@ -101,7 +70,7 @@ impl<'b> Apps<'b> {
 
     /// Reads one more. Wrong values are complained of and replaced by defaults, so that everything else is seen too.
     pub(super) fn read(&mut self, table: &Table<'_>) {
-        table.know(KNOWN, &[]);
+        table.know(keys::APP);
         let name = self.name(table);
         let listen = self.listen(table, &name);
         let route = route::route(table);
@@ -256,7 +225,7 @@ fn directory(table: &Table<'_>, base: &Path) -> Option<PathBuf> {
 }
 
 fn workers(table: &Table<'_>) -> Workers {
-    table.know(&["min", "max", "max_connections", "load_factor", "memory_max", "cpu_weight"], &[]);
+    table.know(keys::WORKERS);
     let min = table.number("min", 0, WORKERS_MAX);
     let max = table.number("max", 1, WORKERS_MAX);
     let workers = Workers {
@@ -287,8 +256,7 @@ fn workers(table: &Table<'_>) -> Workers {
 }
 
 fn timeouts(table: &Table<'_>) -> Timeouts {
-    let known: Vec<&str> = ["start", "idle", "drain", "stop", "affinity"].into_iter().chain(http::TIMEOUTS).collect();
-    table.know(&known, &[]);
+    table.know(keys::TIMEOUTS);
     let read = |key: &str, min, max, default| duration(table, key, min, max).unwrap_or(default);
     Timeouts {
         start: read("start", START_MIN, DAY, DEFAULT_TIMEOUTS.start),
@@ -310,7 +278,7 @@ pub(super) fn duration(table: &Table<'_>, key: &str, min: Duration, max: Duratio
 
 fn health(app: &Table<'_>) -> Health {
     let Some(table) = app.table("health") else { return Health { path: None, interval: HEALTH_INTERVAL } };
-    table.know(&["path", "interval"], &[]);
+    table.know(keys::HEALTH);
     Health {
         path: table.parsed("path", value::health_path).map(|given| given.value),
         interval: duration(&table, "interval", SECOND, DAY).unwrap_or(HEALTH_INTERVAL),
@@ -318,7 +286,7 @@ fn health(app: &Table<'_>) -> Health {
 }
 
 fn client(table: &Table<'_>) -> Client {
-    table.know(&["ipv4_prefix", "ipv6_prefix", "auto_promote"], &[]);
+    table.know(keys::CLIENT);
     let read = |key: &str, max: u8, default: u8| {
         let given = table.number(key, 0, u32::from(max)).map(|given| given.value);
         given.and_then(|number| u8::try_from(number).ok()).unwrap_or(default)

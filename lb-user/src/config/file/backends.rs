@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use toml::de::DeValue;
 
+use super::keys;
 use super::reader::{Given, Table, kind};
 use super::value;
 use crate::config::{Affinity, Backend, Forward};
@@ -65,7 +66,7 @@ fn list(app: &Table<'_>, listen: &[SocketAddr], affinity: Affinity) -> Vec<Backe
 }
 
 fn backend(table: &Table<'_>, listen: &[SocketAddr], affinity: Affinity) -> Option<Backend> {
-    table.know(&["address", "forward", "weight"], &[]);
+    table.know(keys::BACKEND);
     if !table.has("address") {
         table.absent("a backend has no `address`; add one, such as address = \"10.0.0.11:8080\"");
     }

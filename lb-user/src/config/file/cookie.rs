@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::keys;
 use super::reader::{Given, Table};
 use super::value;
 use crate::config::{Cookie, SameSite, Secure};
@@ -14,7 +15,7 @@ const MAX_AGE_MAX: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 pub(super) fn cookie(app: &Table<'_>, path: &str) -> Cookie {
     let default = Cookie { path: path.to_owned(), ..Cookie::default() };
     let Some(table) = app.table("cookie") else { return default };
-    table.know(&["name", "secure", "same_site", "max_age", "partitioned"], &[]);
+    table.know(keys::COOKIE);
     let secure = table.parsed("secure", |text| {
         value::choice(text, &[("auto", Secure::Auto), ("always", Secure::Always), ("never", Secure::Never)])
     });

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::NOT_YET_HOMING;
+use super::keys;
 use super::metrics;
 use super::output;
 use super::protect;
@@ -15,29 +15,6 @@ use crate::worker::socket::PATH_BYTES_MAX;
 /// IFNAMSIZ, less the NUL.
 const INTERFACE_BYTES_MAX: usize = 15;
 
-const KNOWN: &[&str] = &[
-    metrics::KNOWN[0],
-    metrics::KNOWN[1],
-    metrics::KNOWN[2],
-    "control_socket",
-    "state_dir",
-    "run_dir",
-    "log_dir",
-    "log_max_size",
-    "log_max_age",
-    "log_keep",
-    "access_log",
-    "access_log_format",
-    "access_log_query",
-    "pin_dir",
-    "cgroups",
-    "kernel_path",
-    "interfaces",
-    "trusted_proxies",
-    "bindings",
-    "starts_at_once",
-];
-
 const STARTS_MAX: u32 = 1_024;
 const BINDINGS_MIN: u32 = 1_024;
 const BINDINGS_MAX: u32 = 16_000_000;
@@ -47,7 +24,7 @@ const DEFAULT_BINDINGS: u32 = 131_072;
 /// The table, or the defaults; nothing where a value that is given is wrong.
 pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
     if let Some(table) = table {
-        table.know(KNOWN, NOT_YET_HOMING);
+        table.know(keys::HOMING);
     }
     let path = |key: &str, default: &str| match table.filter(|table| table.has(key)) {
         Some(table) => table.parsed(key, |text| value::path(text, base)).map(|given| given.value),

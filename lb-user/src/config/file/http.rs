@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::app::{DAY, duration};
+use super::keys;
 use super::protect::rate;
 use super::reader::{Table, shown};
 use super::value::{self, Sizes};
@@ -18,14 +19,10 @@ const BODY: Sizes = Sizes { least: "1KiB", most: "1TiB", units: "KiB, GiB, KB, M
 const ERROR_PAGE_BYTES_MAX: u64 = 256 << 10;
 const FULL_MAX: Duration = Duration::from_secs(60 * 60);
 
-/// The keys of `[app.timeouts]` that are read here.
-pub(super) const TIMEOUTS: [&str; 5] = ["full", "body", "response", "websocket_idle", "websocket_read"];
-
 pub(super) fn http(app: &Table<'_>, base: &Path) -> Http {
     let mut http = Http::default();
     if let Some(table) = app.table("http") {
-        let known = ["max_connections", "head_max", "body_max", "client_rate", "client_burst", "queue", "error_page"];
-        table.know(&known, &[]);
+        table.know(keys::HTTP);
         http.max_connections = table.number("max_connections", 1, CONNECTIONS_MAX).map(|given| given.value);
         let head = table.amount("head_max", |text| value::size(text, &HEAD));
         http.head_max = head.map(|given| given.value as u32);

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 
 use nix::unistd::Group;
 
+use super::keys;
 use super::reader::{Table, shown};
 use super::value::{self, Sizes};
 use crate::config::isolation::{Isolation, Limits, StopSignal};
@@ -37,7 +38,7 @@ pub(super) fn isolation(app: &Table<'_>) -> Isolation {
 }
 
 fn limits(table: &Table<'_>, default: Limits) -> Limits {
-    table.know(&["open_files", "processes", "core"], &[]);
+    table.know(keys::LIMITS);
     let core = |text: &str| if text == "unlimited" { Ok(None) } else { value::size(text, &CORE).map(Some) };
     Limits {
         open_files: table.number("open_files", *OPEN_FILES.start(), *OPEN_FILES.end()).map(|given| given.value),

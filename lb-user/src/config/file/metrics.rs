@@ -8,15 +8,13 @@ use super::value;
 use crate::config::{App, Metrics};
 use crate::metrics::Token;
 
-pub(super) const KNOWN: [&str; 3] = ["metrics", "metrics_token_file", "metrics_actions"];
-
 pub(super) fn read(table: &Table<'_>, base: &Path) -> Option<Metrics> {
     let token = table.parsed("metrics_token_file", |text| {
         let path = value::path(text, base)?;
         Token::read(&path).map(|token| (path, token))
     });
     if !table.has("metrics") {
-        for key in KNOWN.iter().filter(|key| table.has(key)) {
+        for key in ["metrics_token_file", "metrics_actions"].into_iter().filter(|key| table.has(key)) {
             let span = table.value(key).map_or(0..0, toml::Spanned::span);
             table.wrong(
                 span,

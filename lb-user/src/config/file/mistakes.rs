@@ -4,7 +4,7 @@ use super::tests::{APP, accepted, complaints};
 
 /// Lines put after [`APP`] (so the first is line 5), and the complaint that each earns.
 const WRONG: &[(&str, &str)] = &[
-    // Unknown and unsupported keys.
+    // Unknown keys.
     ("afinity = \"ip\"", "5:1: unknown key `afinity` in [[app]]; did you mean `affinity`?"),
     ("client.zzz = 1", "5:8: unknown key `zzz` in client; known are `ipv4_prefix`, `ipv6_prefix`, `auto_promote`"),
     (

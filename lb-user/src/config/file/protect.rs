@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::keys;
 use super::reader::{Given, Table, shown};
 use crate::config::{Protect, Rate};
 
@@ -15,7 +16,7 @@ const PREFIXES_MAX: usize = 16_384;
 
 pub(super) fn protect(app: &Table<'_>) -> Protect {
     let Some(table) = app.table("protect") else { return Protect::default() };
-    table.know(&["allow", "deny", "client_rate", "client_burst", "app_rate", "app_burst"], &[]);
+    table.know(keys::PROTECT);
     let allow = prefixes(&table, "allow");
     let deny = prefixes(&table, "deny");
     for both in deny.iter().filter(|denied| allow.iter().any(|allowed| allowed.value == denied.value)) {

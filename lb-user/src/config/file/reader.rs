@@ -6,8 +6,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// Keys that are documented but not done in this version.
-pub(super) type Unsupported = &'static [&'static str];
+use super::keys::{self, Keys};
 
 /// Values longer than this are cut in messages.
 const SHOWN_CHARS_MAX: usize = 60;
@@ -62,16 +61,15 @@ impl<'a> Table<'a> {
     }
 
     /// Complains of every key but these.
-    pub(super) fn know(&self, known: &[&str], unsupported: Unsupported) {
+    pub(super) fn know(&self, keys: Keys) {
+        let known: Vec<&str> = keys.iter().map(|key| keys::name(key)).collect();
         for key in self.table.keys() {
             let name = key.get_ref().as_ref();
-            if unsupported.contains(&name) {
-                self.wrong(key.span(), format!("`{name}` is {}; remove the line", not_supported()));
-            } else if !known.contains(&name) {
+            if !known.contains(&name) {
                 let (shown, place) = (shown(name), self.name);
-                let remedy = match nearest(name, known.iter().chain(unsupported).copied()) {
+                let remedy = match nearest(name, known.iter().copied()) {
                     Some(near) => format!("did you mean `{near}`?"),
-                    None => format!("known are {}", listed(known)),
+                    None => format!("known are {}", listed(&known)),
                 };
                 self.wrong(key.span(), format!("unknown key `{shown}` in {place}; {remedy}"));
             }
@@ -246,10 +244,6 @@ pub(super) fn shown(text: &str) -> String {
         shown.push('…');
     }
     shown
-}
-
-pub(super) fn not_supported() -> String {
-    format!("not supported by this version of homing ({})", env!("CARGO_PKG_VERSION"))
 }
 
 fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {

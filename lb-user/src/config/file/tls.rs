@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::keys;
 use super::reader::Table;
 use super::value;
 use crate::config::{App, Forward, Tls};
@@ -9,7 +10,7 @@ use crate::tls::Certificate;
 
 pub(super) fn tls(app: &Table<'_>, base: &Path) -> Option<Tls> {
     let table = app.table("tls")?;
-    table.know(&["certificate", "key"], &[]);
+    table.know(keys::TLS);
     let file = |key: &str, example: &str, is_good: fn(&Path) -> Result<(), String>| {
         if !table.has(key) {
             table.absent(format!("tls has no `{key}`; add the PEM file, such as {key} = \"{example}\""));
