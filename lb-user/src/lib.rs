@@ -15,6 +15,7 @@ mod gather;
 mod introduction;
 pub mod metrics;
 pub mod output;
+mod privileges;
 pub mod proxy;
 pub mod routing;
 mod sys;

@@ -15,8 +15,11 @@ use std::ptr;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Gid, Resource, Rlimit, Uid};
+use rustix::thread::CapabilitySet;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use crate::privileges;
 
 /// Descriptors from here on are not for the new program: 0, 1 and 2 are its input and outputs.
 const FIRST_PRIVATE_FD: libc::c_uint = 3;
@@ -42,7 +45,8 @@ pub(crate) struct Confinement {
     pub(crate) groups: Vec<File>,
     pub(crate) limits: Vec<(Resource, Rlimit)>,
     pub(crate) umask: u32,
-    pub(crate) no_new_privileges: bool,
+    /// All that it and whatever it runs may ever have; where absent, what homing was started with.
+    pub(crate) capabilities: Option<CapabilitySet>,
     /// Takes back what protects homing itself from the kernel's choice when memory runs out.
     pub(crate) expendable: bool,
 }
@@ -137,13 +141,18 @@ fn confine(confinement: &Confinement) -> Result<(), (Step, Errno)> {
     for (number, (resource, limit)) in confinement.limits.iter().enumerate() {
         rustix::process::setrlimit(*resource, *limit).map_err(at(Step::Limit(number)))?;
     }
+    if let Some(keep) = confinement.capabilities {
+        // As root, too.
+        privileges::bound(keep).map_err(at(Step::Privileges))?;
+    }
     if let Some(identity) = &confinement.identity {
         // The user last: whoever is no longer root can change no groups.
         rustix::thread::set_thread_groups(&identity.groups).map_err(at(Step::Identity))?;
         rustix::thread::set_thread_res_gid(identity.gid, identity.gid, identity.gid).map_err(at(Step::Identity))?;
         rustix::thread::set_thread_res_uid(identity.uid, identity.uid, identity.uid).map_err(at(Step::Identity))?;
     }
-    if confinement.no_new_privileges {
+    privileges::restrict(confinement.capabilities.unwrap_or(CapabilitySet::all())).map_err(at(Step::Privileges))?;
+    if confinement.capabilities.is_some() {
         rustix::thread::set_no_new_privs(true).map_err(at(Step::Privileges))?;
     }
     Ok(())
@@ -344,30 +353,55 @@ pub(crate) fn fill_array<V: aya::Pod>(map: BorrowedFd<'_>, values: &[V]) -> io::
 
 /// Ids of the programs that socket lookups of a network namespace run, in their order.
 pub(crate) fn lookup_programs(namespace: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
-    /// The head of `union bpf_attr` for `BPF_PROG_QUERY` (Linux: include/uapi/linux/bpf.h).
+    const BPF_SK_LOOKUP: u32 = 36;
+    attached_programs(namespace.as_raw_fd().cast_unsigned(), BPF_SK_LOOKUP)
+}
+
+/// Which way packets go past programs that are attached to an interface without a queueing discipline.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum TcxSide {
+    Ingress = 46,
+    Egress = 47,
+}
+
+/// Ids of those (Linux 6.6).
+pub(crate) fn tcx_programs(interface: u32, side: TcxSide) -> io::Result<Vec<u32>> {
+    attached_programs(interface, side as u32)
+}
+
+/// `target`: a descriptor or the index of an interface, as the type of attachment has it. Needs CAP_NET_ADMIN.
+fn attached_programs(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
+    /// `union bpf_attr` for `BPF_PROG_QUERY` (Linux: include/uapi/linux/bpf.h), with all that the kernel may write into.
     #[repr(C)]
     struct Query {
-        target: RawFd,
+        target: u32,
         attach_type: u32,
         query_flags: u32,
         attach_flags: u32,
         ids: u64,
         count: u32,
         reserved: u32,
+        program_flags: u64,
+        link_ids: u64,
+        link_flags: u64,
+        revision: u64,
     }
     const BPF_PROG_QUERY: libc::c_long = 16;
-    const BPF_SK_LOOKUP: u32 = 36;
-    /// The kernel allows as many programs in one namespace (`bpf_prog_array`, `BPF_CGROUP_MAX_PROGS`).
+    /// The kernel allows as many programs in one place (`BPF_CGROUP_MAX_PROGS`, `BPF_MPROG_MAX`).
     const PROGRAMS_MAX: u32 = 64;
     let mut ids = [0_u32; PROGRAMS_MAX as usize];
     let mut query = Query {
-        target: namespace.as_raw_fd(),
-        attach_type: BPF_SK_LOOKUP,
+        target,
+        attach_type,
         query_flags: 0,
         attach_flags: 0,
         ids: (&raw mut ids) as u64,
         count: PROGRAMS_MAX,
         reserved: 0,
+        program_flags: 0,
+        link_ids: 0,
+        link_flags: 0,
+        revision: 0,
     };
     // SAFETY: the query is whole and names room for as many ids as it says; both outlive the call.
     let answer = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };

@@ -136,7 +136,7 @@ if __name__ == "__main__":
         eat(int(sys.argv[2]))
         sys.exit(0)
     KEPT, DAEMON, POOL_PIDS = [], None, []
-    STATUS = status_lines("SigBlk", "SigIgn", "CapEff", "CapPrm", "CapInh", "CapAmb", "NoNewPrivs")
+    STATUS = status_lines("SigBlk", "SigIgn", "CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd", "NoNewPrivs", "Seccomp")
     ENVIRONMENT = dict(os.environ)
     FDS = {}
     for fd in os.listdir("/proc/self/fd"):

@@ -14,7 +14,7 @@ use crate::tidy::documents::beside;
 
 /// Without what serves and watches.
 const MDBOOK: [&str; 6] = ["mdbook", "--version", "0.5.3", "--locked", "--no-default-features", "--features=search"];
-/// The line of the summary that decisions are put under.
+/// The line of the summary under which decisions are put.
 const DECISIONS: &str = "- [Decisions](decisions/README.md)\n";
 
 pub fn book() -> anyhow::Result<()> {
@@ -62,7 +62,9 @@ fn lay_out(source: &Path) -> anyhow::Result<()> {
             }),
             _ => text,
         };
-        let to = source.join(path.trim_start_matches("docs/"));
+        // mdbook renames these pages, and not what links to them.
+        let text = text.replace("README.md)", "index.md)").replace("README.md#", "index.md#");
+        let to = source.join(path.trim_start_matches("docs/").replace("README.md", "index.md"));
         fs::create_dir_all(to.parent().context("it is in a folder")?)?;
         fs::write(&to, text).with_context(|| to.display().to_string())?;
     }

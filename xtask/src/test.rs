@@ -70,6 +70,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "front",
                 "scheduling",
                 "isolation",
+                "privileges",
                 "sockets",
                 "output",
                 "package",

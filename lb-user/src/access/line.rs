@@ -224,6 +224,20 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_a_client_sent_ends_no_quote_and_no_line() {
+        let all: Vec<u8> = (0..=u8::MAX).collect();
+        let mut quoted = String::new();
+        quote(&mut quoted, &all);
+        assert!(quoted.bytes().all(|byte| (0x20..0x7f).contains(&byte) && byte != b'"'), "{quoted}");
+        // What a header cannot hold a target may, as it is read.
+        let target = String::from_utf8_lossy(&all).into_owned();
+        for format in [Format::Combined, Format::Json] {
+            let text = text(&Line { target: target.clone(), ..line() }, format);
+            assert_eq!(text.lines().count(), 1, "{text}");
+        }
+    }
+
+    #[test]
     fn a_json_line_has_every_field_every_time() {
         let json: serde_json::Value = serde_json::from_str(&text(&line(), Format::Json)).unwrap();
         assert_eq!(

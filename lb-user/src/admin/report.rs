@@ -68,7 +68,7 @@ pub struct InterfaceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Where tc programs of others are on it: qdiscs for filters (`clsact`, `ingress`), and programs without one
-    /// (`tcx ingress (NAME, id N)`).
+    /// (`tcx ingress (id N)`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tc: Vec<String>,
 }

@@ -6,6 +6,7 @@ pub(crate) mod fuzz;
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -79,22 +80,23 @@ pub enum Order {
     RotateKeys,
 }
 
-/// Binds the socket, mode 0600. A socket that a dead homing left is replaced; one that answers is not.
+/// Binds the socket, mode 0600, for a runtime. A socket that a dead homing left is replaced; one that answers is not.
 ///
 /// # Errors
 /// When another homing answers there, or the path cannot be made.
-pub fn bind(path: &Path) -> io::Result<UnixListener> {
+pub fn bind(path: &Path) -> io::Result<net::UnixListener> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+    if net::UnixStream::connect(path).is_ok() {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "another homing answers on this socket"));
     }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
+    let listener = net::UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }

@@ -61,10 +61,15 @@ async fn show_in(dir: &Path, options: &Options) -> anyhow::Result<bool> {
     let socket = config.homing.control_socket.clone();
     println!("homing demo: two apps of {WORKERS} workers each, one by address, one by cookie\n");
     let (ready_sender, ready) = oneshot::channel();
-    let mut homing = tokio::spawn(run::serve(None, config, false, None, move |_| {
+    let (end_sender, mut homing) = oneshot::channel();
+    // By a thread of its own, which gives up privileges and ends with the process.
+    std::thread::spawn(move || {
         // Nobody waits any more once this function has returned.
-        let _ = ready_sender.send(());
-    }));
+        let ready = |_: &str| {
+            let _ = ready_sender.send(());
+        };
+        let _ = end_sender.send(run::serve(None, config, false, None, ready));
+    });
     tokio::select! {
         ended = &mut homing => return Err(early_end(ended)),
         _ = ready => {}
@@ -89,7 +94,7 @@ async fn show_in(dir: &Path, options: &Options) -> anyhow::Result<bool> {
     Ok(all_passed)
 }
 
-fn early_end(ended: Result<anyhow::Result<()>, tokio::task::JoinError>) -> anyhow::Error {
+fn early_end(ended: Result<anyhow::Result<()>, oneshot::error::RecvError>) -> anyhow::Error {
     match ended {
         Ok(Err(error)) => error,
         Ok(Ok(())) => anyhow!("homing ended before it was ready"),

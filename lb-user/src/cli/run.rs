@@ -1,10 +1,11 @@
 //! `homing run`: everything is opened, locked and bound before anything is started, so that an error leaves nothing
-//! half-started behind.
+//! half-started behind; and by one thread, so that what only this needs can be given up before there are others.
 
 use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use crate::control::doors;
 use crate::control::runner::{Ended, Kernel, Parts, Runner};
 use crate::datapath::{self, Datapath};
 use crate::metrics::{Metrics, Sources};
+use crate::privileges;
 use crate::proxy::{CookieKeys, Proxy};
 use crate::routing::{Bindings, RoutingHandle, Snapshot};
 
@@ -43,7 +45,7 @@ pub(super) fn run(path: &Path, replace: bool, guarded_by: Option<u32>) -> u8 {
     log_to_stderr("info");
     // Not `eprintln!`, which panics where nobody listens.
     let ready = |line: &str| drop(writeln!(io::stderr(), "{line}"));
-    match super::block_on(serve(Some(path.to_owned()), config, replace, guarded_by, ready)) {
+    match serve(Some(path.to_owned()), config, replace, guarded_by, ready) {
         Ok(()) => DONE,
         Err(error) => fail(FAILED, &format!("{error:#}")),
     }
@@ -67,13 +69,35 @@ pub(super) fn log_to_stderr(level: &str) {
 
 /// Serves a configuration until it is told to stop. `file`: where it can be read again. `replace`: takes over from a
 /// homing that runs already. `ready` gets the one line that says so.
-pub(super) async fn serve(
+pub(super) fn serve(
     file: Option<PathBuf>,
     config: Config,
     replace: bool,
     guarded_by: Option<u32>,
     ready: impl FnOnce(&str),
 ) -> anyhow::Result<()> {
+    let opening = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let opened = opening.block_on(open(&config, replace))?;
+    drop(opening);
+    privileges::give_up(&config).context("cannot give up the privileges that are not needed any more")?;
+    super::block_on(go_on(opened, file, config, guarded_by, ready))
+}
+
+/// What a homing has in its hands before it serves.
+struct Opened {
+    /// As long as it is held no other one runs here.
+    held: fs::File,
+    listeners: Vec<(SocketAddr, TcpListener)>,
+    metrics_listener: Option<TcpListener>,
+    keys: CookieKeys,
+    bound: Bound,
+    socket: UnixListener,
+    socket_file: Remove,
+    predecessor: Option<PathBuf>,
+    kernel: Kernel,
+}
+
+async fn open(config: &Config, replace: bool) -> anyhow::Result<Opened> {
     let homing = &config.homing;
     make_dir(&homing.state_dir, "state_dir", 0o700)?;
     make_dir(&homing.log_dir, "log_dir", 0o750)?;
@@ -81,7 +105,7 @@ pub(super) async fn serve(
     // All that can go wrong goes wrong before the other homing yields.
     let held = if takeover.is_some() { None } else { Some(lock(&homing.state_dir)?) };
     takeover.as_ref().map_or(Ok(()), |takeover| takeover.check(homing))?;
-    let listeners = listeners(&config, takeover.as_mut())?;
+    let listeners = listeners(config, takeover.as_mut())?;
     let metrics_listener = metrics_listener(homing, takeover.as_mut())?;
     let keys = CookieKeys::load_or_create(&homing.state_dir)?;
     let bound = match &takeover {
@@ -99,7 +123,18 @@ pub(super) async fn serve(
     })?;
     let socket_file = Remove(homing.control_socket.clone());
     let predecessor = takeover.map(|takeover| takeover.predecessor);
-    let kernel = open_kernel(&config)?;
+    let kernel = open_kernel(config)?;
+    Ok(Opened { held, listeners, metrics_listener, keys, bound, socket, socket_file, predecessor, kernel })
+}
+
+async fn go_on(
+    opened: Opened,
+    file: Option<PathBuf>,
+    config: Config,
+    guarded_by: Option<u32>,
+    ready: impl FnOnce(&str),
+) -> anyhow::Result<()> {
+    let Opened { held, listeners, metrics_listener, keys, bound, socket, socket_file, predecessor, kernel } = opened;
     let bindings: Arc<dyn Bindings> = match &kernel {
         Kernel::On(datapath) => datapath.bindings(),
         Kernel::Off { .. } => Arc::new(MemoryBindings::new()),
@@ -134,6 +169,7 @@ pub(super) async fn serve(
         metrics_listener,
     })?;
 
+    let socket = tokio::net::UnixListener::from_std(socket).context("cannot answer on the control socket")?;
     let answering = tokio::spawn(admin::server::serve(socket, request_sender.clone()));
     ready(&line);
     // Also the process, since another one may have been the service's until now.

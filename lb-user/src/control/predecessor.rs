@@ -91,7 +91,8 @@ impl Predecessor {
     /// When the kernel gives no signals.
     pub async fn serve_out(self) -> anyhow::Result<()> {
         let Self { mut doors, mut requests, requesters, loads, metrics, socket, patience } = self;
-        let answering = match admin::server::bind(&socket) {
+        let listener = admin::server::bind(&socket).and_then(tokio::net::UnixListener::from_std);
+        let answering = match listener {
             Ok(listener) => Some(tokio::spawn(admin::server::serve(listener, requesters)).abort_handle()),
             Err(error) => {
                 tracing::warn!(%error, "the successor is not told what is still open here");

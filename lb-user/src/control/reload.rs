@@ -14,6 +14,7 @@ use super::runner::Runner;
 use super::state::{AppSpec, check_workers};
 use super::{Event, doors};
 use crate::config::{self, App, Homing};
+use crate::privileges;
 
 /// When an app's `restart.txt` was last touched, by app number.
 pub(super) type RestartFiles = HashMap<u32, Option<SystemTime>>;
@@ -64,6 +65,7 @@ impl Runner {
         let file = self.file.clone().ok_or("homing was not started from a file")?;
         let next = config::file::load(&file).map_err(|errors| errors.to_string())?;
         check_homing(&self.config.homing, &next.homing)?;
+        check_privileges(&self.config.apps, &next.apps)?;
         let mut gone = self.state.apps.iter().filter(|app| app.removed).map(|app| &app.spec.name);
         if let Some(name) = gone.find(|name| next.apps.iter().any(|app| app.name == **name)) {
             return Err(format!(
@@ -230,6 +232,19 @@ fn touched(file: PathBuf) -> Option<SystemTime> {
 /// Whether a process that lives does not have what a new one would get.
 fn needs_restart(old: &App, new: &App) -> bool {
     Given::by(old) != Given::by(new) || old.isolation != new.isolation
+}
+
+/// What homing has given up no worker of its can gain.
+fn check_privileges(old: &[App], new: &[App]) -> Result<(), String> {
+    let has_given_up = rustix::thread::no_new_privs().unwrap_or(false) && !privileges::may_gain(old);
+    if has_given_up && privileges::may_gain(new) {
+        return Err(
+            "`no_new_privileges = false` is new, and homing has given up at its start what programs could gain; replace it by \
+             one that keeps that: homing run --replace, or systemctl restart homing"
+                .to_owned(),
+        );
+    }
+    Ok(())
 }
 
 /// What of `[homing]` a running homing cannot change.

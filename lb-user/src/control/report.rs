@@ -48,7 +48,7 @@ pub(super) fn kernel_status(kernel: &Kernel) -> KernelPathStatus {
                     }
                     .to_owned(),
                     reason: attached.reason.clone(),
-                    tc: Datapath::tc_programs(&attached.name, attached.index),
+                    tc: Datapath::tc_programs(attached.index),
                 })
                 .collect(),
         },

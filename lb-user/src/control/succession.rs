@@ -4,7 +4,7 @@ use std::cell::LazyCell;
 use std::collections::HashSet;
 use std::path::Path;
 
-use lb_common::abi::{APPS_MAX, BackendId, Slot};
+use lb_common::abi::{BackendId, Slot};
 
 use super::given::Given;
 use super::persist::{Refusal, Saved, SavedRemote, SavedWorker};
@@ -34,7 +34,7 @@ impl Runner {
             LazyCell::new(|| self.bindings.all().into_iter().map(|(key, _)| key.app).collect());
         for app in &mut self.state.apps {
             let same_app = saved.apps.get(app.spec.id as usize) == Some(&app.spec.name);
-            let ring = self.kernel.datapath().and_then(|datapath| datapath.ring(app.spec.id));
+            let ring = self.kernel.datapath().and_then(|datapath| datapath.found_rings().get(&app.spec.id).cloned());
             match ring {
                 Some(ring) if same_app && ring.len() == app.ring.len() => app.ring = ring.into(),
                 // Its clients fall into other slots now, or nobody knows into which they fell: the bound ones are known by
@@ -85,7 +85,10 @@ impl Runner {
                 self.happen(Event::Adopted { app, number, backend, as_it_was: AsItWas::default() });
             }
         }
-        self.table("forget the last run's workers", |datapath| datapath.retire_others(&adopted));
+        self.table("forget the last run's workers", |datapath| {
+            datapath.forget_found_rings();
+            datapath.retire_others(&adopted)
+        });
     }
 
     fn say_refused(&self, why: &Refusal, aside: Option<&Path>) {
@@ -112,8 +115,7 @@ impl Runner {
     fn spare_ids(&mut self) {
         let datapath = self.kernel.datapath();
         let listed = datapath.map_or_else(Vec::new, |datapath| {
-            let rings = (0..APPS_MAX).filter_map(|app| datapath.ring(app)).flatten();
-            let owners = rings.flat_map(|slot| [slot.current, slot.previous]);
+            let owners = datapath.found_rings().values().flatten().flat_map(|slot| [slot.current, slot.previous]);
             owners.chain(datapath.backends()).collect()
         });
         let bound = self.bindings.all().into_iter().map(|(_, binding)| binding.backend);

@@ -142,7 +142,7 @@ fn attach_xdp_to(program: &mut Xdp, pin_dir: &Path, name: String, index: u32) ->
     }
     refusals.dedup();
     let holder = others::xdp_holder(index).or(holder);
-    let reason = holder.map_or_else(|| refusals.join("; "), others::held_by);
+    let reason = holder.map_or_else(|| refusals.join("; "), |holder| others::held_by(holder, others::by_id));
     Attached { name, index, mode: Mode::None, reason: Some(reason), holder }
 }
 

@@ -26,7 +26,8 @@ use aya::maps::{
     Array, ArrayOfMaps, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash,
 };
 use lb_common::abi::{
-    Backend, BackendId, Counter, FAMILY_V4, FAMILY_V6, Limits, Live, Owner, Ports, Service, ServiceKey, Slot, SocketKey,
+    APPS_MAX, Backend, BackendId, Counter, FAMILY_V4, FAMILY_V6, Limits, Live, Owner, Ports, Service, ServiceKey, Slot,
+    SocketKey,
 };
 
 pub use attach::{Attached, Mode};
@@ -97,6 +98,8 @@ pub struct Listener<Fd> {
     pub v6: bool,
 }
 
+type Rings = ArrayOfMaps<MapData, Array<MapData, Wire<Slot>>>;
+
 /// The loaded, attached and pinned kernel path.
 pub struct Datapath {
     pin_dir: PathBuf,
@@ -104,7 +107,7 @@ pub struct Datapath {
     /// Keeps the XDP program, for interfaces to come.
     ebpf: Ebpf,
     services: HashMap<MapData, Wire<ServiceKey>, Wire<Service>>,
-    rings: ArrayOfMaps<MapData, Array<MapData, Wire<Slot>>>,
+    rings: Rings,
     backends: Array<MapData, Wire<Backend>>,
     sockets: SockHash<MapData, Wire<SocketKey>>,
     owners: SkStorage<MapData, Wire<Owner>>,
@@ -114,6 +117,8 @@ pub struct Datapath {
     access: LpmTrie<MapData, [u32; 5], u32>,
     limits: Array<MapData, Wire<Limits>>,
     bindings: Arc<KernelBindings>,
+    /// The rings that were there at the start, by app: who has given up CAP_SYS_ADMIN cannot read them any more.
+    found: BTreeMap<u32, Vec<Slot>>,
 }
 
 impl Datapath {
@@ -141,11 +146,13 @@ impl Datapath {
         let attached = attach::attach_all(&mut ebpf, pin_dir, interfaces)?;
         let bindings = KernelBindings::new(hash_map(&mut ebpf, "BINDINGS")?, hash_map(&mut ebpf, "PROMOTED")?)
             .map_err(|error| Unavailable::Load(format!("map BINDINGS: {error}")))?;
+        let rings = typed(&mut ebpf, "RINGS")?;
         Ok(Self {
             pin_dir: pin_dir.to_owned(),
             attached,
             services: hash_map(&mut ebpf, "SERVICES")?,
-            rings: typed(&mut ebpf, "RINGS")?,
+            found: (0..APPS_MAX).filter_map(|app| Some((app, ring(&rings, app)?))).collect(),
+            rings,
             backends: typed(&mut ebpf, "BACKENDS")?,
             sockets: typed(&mut ebpf, "SOCKETS")?,
             owners: typed(&mut ebpf, "OWNERS")?,
@@ -173,9 +180,9 @@ impl Datapath {
         Ok(true)
     }
 
-    /// sk_lookup programs of others in this network namespace, by name and id.
+    /// sk_lookup programs of others in this network namespace, by id.
     pub fn other_lookups(&self) -> Vec<String> {
-        others::on_lookups(&attach::lookup_path(&self.pin_dir)).unwrap_or_default()
+        others::on_lookups(&attach::lookup_path(&self.pin_dir), others::by_id).unwrap_or_default()
     }
 
     /// Why XDP cannot send to this host from where it is; see [`Mode`].
@@ -186,8 +193,8 @@ impl Datapath {
     }
 
     /// Where tc programs of others are on this interface.
-    pub fn tc_programs(name: &str, index: u32) -> Vec<String> {
-        others::on_tc(name, index)
+    pub fn tc_programs(index: u32) -> Vec<String> {
+        others::on_tc(index, others::by_id)
     }
 
     /// Whether what XDP answers leaves on every interface that it is on. A veth in native mode delivers it only where
@@ -231,10 +238,14 @@ impl Datapath {
         self.publish_ring(app, &[Slot::default()])
     }
 
-    /// The app's ring as the kernel has it; `None` without one.
-    pub fn ring(&self, app: u32) -> Option<Vec<Slot>> {
-        let ring = self.rings.get(&app, 0).ok()?;
-        ring.iter().map(|slot| slot.ok().map(|slot| slot.0)).collect()
+    /// The rings that were in the kernel when this was opened, by app.
+    pub fn found_rings(&self) -> &BTreeMap<u32, Vec<Slot>> {
+        &self.found
+    }
+
+    /// They are known by now.
+    pub fn forget_found_rings(&mut self) {
+        self.found = BTreeMap::new();
     }
 
     /// Makes a backend live: its sockets take connections from the next lookup on. The caller drops the sockets
@@ -327,6 +338,12 @@ impl Datapath {
     pub fn close(self) -> Result<(), pin::PinError> {
         pin::detach(&self.pin_dir)
     }
+}
+
+/// The app's ring as the kernel has it; `None` without one.
+fn ring(rings: &Rings, app: u32) -> Option<Vec<Slot>> {
+    let ring = rings.get(&app, 0).ok()?;
+    ring.iter().map(|slot| slot.ok().map(|slot| slot.0)).collect()
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, Unavailable> {

@@ -1,4 +1,5 @@
-//! Programs of others where homing's are: named, never touched.
+//! Programs of others where homing's are: told of, never touched. A running homing knows their ids alone: names are for
+//! CAP_SYS_ADMIN, which it gave up. `homing check` has both.
 
 use std::fs::{self, File};
 use std::io;
@@ -6,10 +7,14 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
+use aya::programs::{ProgramInfo, loaded_programs};
 
 use super::{interfaces, netlink, pin, routes};
 use crate::config::{Config, Forward};
+use crate::sys::{self, TcxSide};
+
+/// Which program it is, for people.
+pub(super) type InWords = fn(u32) -> String;
 
 /// The XDP program on an interface.
 pub(super) fn xdp_holder(index: u32) -> Option<u32> {
@@ -17,19 +22,19 @@ pub(super) fn xdp_holder(index: u32) -> Option<u32> {
 }
 
 /// Why homing's XDP program is not on an interface.
-pub(super) fn held_by(holder: u32) -> String {
-    format!("another XDP program is attached ({}); homing leaves it there", name_of(holder))
+pub(super) fn held_by(holder: u32, in_words: InWords) -> String {
+    format!("another XDP program is attached ({}); homing leaves it there", in_words(holder))
 }
 
 /// The sk_lookup programs of this network namespace but the one that is pinned at `own`.
 ///
 /// # Errors
 /// When the kernel does not list them.
-pub(super) fn on_lookups(own: &Path) -> io::Result<Vec<String>> {
+pub(super) fn on_lookups(own: &Path, in_words: InWords) -> io::Result<Vec<String>> {
     let own = ProgramInfo::from_pin(own).ok().map(|info| info.id());
     let namespace = File::open("/proc/self/ns/net")?;
-    let ids = crate::sys::lookup_programs(namespace.as_fd())?;
-    Ok(ids.into_iter().filter(|id| Some(*id) != own).map(name_of).collect())
+    let ids = sys::lookup_programs(namespace.as_fd())?;
+    Ok(ids.into_iter().filter(|id| Some(*id) != own).map(in_words).collect())
 }
 
 /// To whom it may concern.
@@ -45,14 +50,13 @@ pub fn say_other_lookups(programs: &[String]) {
 
 /// Where tc programs of others are on an interface, homing having none: its queueing disciplines for filters alone, and
 /// programs that are there without one (tcx, Linux 6.6). Those on the way out too: what XDP sends passes them by.
-pub(super) fn on_tc(name: &str, index: u32) -> Vec<String> {
+pub(super) fn on_tc(index: u32, in_words: InWords) -> Vec<String> {
     let disciplines = netlink::queueing_disciplines(index).unwrap_or_default().into_iter();
-    let programs = [(TcAttachType::Ingress, "ingress"), (TcAttachType::Egress, "egress")].into_iter();
-    let programs = programs.flat_map(|(direction, word)| {
+    let programs = [(TcxSide::Ingress, "ingress"), (TcxSide::Egress, "egress")].into_iter();
+    let programs = programs.flat_map(|(side, word)| {
         // An older kernel knows no such question.
-        let programs =
-            SchedClassifier::query_tcx(name, direction).map_or_else(|_| Vec::new(), |(_, programs)| programs);
-        programs.into_iter().map(move |program| format!("{TCX}{word} ({})", in_words(program.id(), Some(&program))))
+        let programs = sys::tcx_programs(index, side).unwrap_or_default();
+        programs.into_iter().map(move |program| format!("{TCX}{word} ({})", in_words(program)))
     });
     disciplines.filter(|kind| matches!(kind.as_str(), "clsact" | "ingress")).chain(programs).collect()
 }
@@ -74,8 +78,10 @@ pub fn others(config: &Config) -> Vec<String> {
             lines.push(format!("{name}: there is no such interface now; it gets the program when it comes"));
             continue;
         };
-        lines.extend(xdp_holder(index).filter(|id| !own.contains(id)).map(|id| format!("{name}: {}", held_by(id))));
-        lines.extend(on_tc(name, index).into_iter().map(|kind| format!("{name}: {}", beside_tc(&kind))));
+        lines.extend(
+            xdp_holder(index).filter(|id| !own.contains(id)).map(|id| format!("{name}: {}", held_by(id, by_name))),
+        );
+        lines.extend(on_tc(index, by_name).into_iter().map(|kind| format!("{name}: {}", beside_tc(&kind))));
         if let Some(kind) = routes::above_others(index).filter(|_| !direct.is_empty()) {
             lines.push(format!(
                 "{name}: packets reach a {kind} merged (GRO), and XDP refuses what is then larger than the way to a host takes; \
@@ -88,7 +94,7 @@ pub fn others(config: &Config) -> Vec<String> {
         let obstacle = routes::obstacle(host.ip(), &present);
         lines.extend(obstacle.map(|obstacle| format!("{host}: {obstacle}; the HTTP path will forward")));
     }
-    let lookups = on_lookups(&super::attach::lookup_path(&config.homing.pin_dir)).unwrap_or_default();
+    let lookups = on_lookups(&super::attach::lookup_path(&config.homing.pin_dir), by_name).unwrap_or_default();
     lines.extend(lookups.into_iter().map(|program| format!("another sk_lookup program is here ({program})")));
     lines
 }
@@ -116,11 +122,12 @@ fn own_programs(pin_dir: &Path) -> Vec<u32> {
     links.filter_map(|path| Some(FdLink::from(PinnedLink::from_pin(path).ok()?).info().ok()?.program_id())).collect()
 }
 
-fn name_of(id: u32) -> String {
-    in_words(id, loaded_programs().flatten().find(|info| info.id() == id).as_ref())
+pub(super) fn by_id(id: u32) -> String {
+    format!("id {id}")
 }
 
-fn in_words(id: u32, info: Option<&ProgramInfo>) -> String {
-    let name = info.and_then(ProgramInfo::name_as_str).filter(|name| !name.is_empty());
-    format!("{}, id {id}", name.unwrap_or("no name"))
+fn by_name(id: u32) -> String {
+    let info = loaded_programs().flatten().find(|info| info.id() == id);
+    let name = info.as_ref().and_then(ProgramInfo::name_as_str).filter(|name| !name.is_empty());
+    name.map_or_else(|| by_id(id), |name| format!("{name}, {}", by_id(id)))
 }

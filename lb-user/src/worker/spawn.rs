@@ -25,6 +25,7 @@ use super::program::{self, ProgramError};
 use super::socket;
 use crate::address::Address;
 use crate::config::Isolation;
+use crate::privileges;
 use crate::sys::{self, Confinement, Step};
 
 /// Log files may hold what users typed: not for everyone.
@@ -144,12 +145,13 @@ fn start(spec: &Spec, group: Option<Group>) -> Result<Spawned, SpawnError> {
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(log_twin);
+    let is_root = account.identity.as_ref().map_or_else(rustix::process::geteuid, |identity| identity.uid).is_root();
     let confinement = Confinement {
         identity: account.identity,
         groups,
         limits: limits::of(&spec.isolation.limits),
         umask: spec.isolation.umask,
-        no_new_privileges: spec.isolation.no_new_privileges,
+        capabilities: spec.isolation.no_new_privileges.then(|| privileges::of_worker(is_root)),
         expendable: is_protected_from_oom(),
     };
     let progress = sys::detach(&mut command, confinement);
