@@ -121,6 +121,7 @@ mod tests {
         }
 
         #[test]
+        #[cfg_attr(miri, ignore = "65,537 slots, some minutes each")]
         fn shares_follow_the_weights(weights in prop::collection::vec(1_u32..20, 2..10)) {
             let members = members(&weights);
             let ring = fill(65_537, &members);
@@ -134,6 +135,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "65,537 slots, some minutes each")]
     fn removing_one_of_a_hundred_moves_at_most_two_per_cent_of_the_others_slots() {
         let all = members(&[1; 100]);
         let before = fill(65_537, &all);

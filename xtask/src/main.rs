@@ -4,6 +4,7 @@ mod book;
 mod dist;
 mod fuzz;
 mod markdown;
+mod miri;
 mod run;
 mod setup;
 mod test;
@@ -35,6 +36,8 @@ enum Cli {
     },
     /// Throw made-up bytes at what reads strangers' bytes, until something that homing promises does not hold.
     Fuzz(fuzz::Options),
+    /// The tests of lb-common, interpreted by miri, which sees undefined behaviour and overflows. Needs a nightly compiler with it.
+    Miri,
     /// Faults, one after the other, under clients of both paths: nobody may lose a worker that lives. Needs root.
     Chaos {
         /// How long.
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
         Cli::Bench { bench: Bench::Path { options } } => bench(&[], "path", &options),
         Cli::Bench { bench: Bench::Http { options } } => setup::peers().and_then(|()| bench(&[], "http", &options)),
         Cli::Fuzz(options) => fuzz::fuzz(&options),
+        Cli::Miri => miri::miri(),
         Cli::Chaos { seconds, seed } => chaos(seconds, seed),
         Cli::Dist(options) => setup::build_tools().and_then(|()| dist::dist(&options)),
         Cli::Vm(options) => vm::vm(&options),
