@@ -280,7 +280,8 @@ fn confined(app: &App) -> Option<String> {
         group.as_ref().map(|group| format!("group {group}")),
         memory_max.map(|bytes| format!("memory {} for all processes of a worker", size_in_words(bytes))),
         cpu_weight.map(|weight| format!("CPU weight {weight}")),
-        (!app.isolation.no_new_privileges).then(|| "may gain privileges by setuid programs".to_owned()),
+        (!app.isolation.no_new_privileges)
+            .then(|| "may gain privileges by setuid programs, for which homing keeps its bounding set".to_owned()),
     ];
     let words: Vec<String> = words.into_iter().flatten().collect();
     (!words.is_empty()).then(|| words.join(", "))

@@ -145,6 +145,8 @@ fn rendered(text: &str, name: &str, syntax_errors: &[toml::de::Error], mut findi
 }
 
 #[cfg(test)]
+mod documented;
+#[cfg(test)]
 mod mistakes;
 #[cfg(test)]
 mod tests;
