@@ -339,6 +339,20 @@ fn a_worker_of_another_user_reaches_nothing_of_homing_and_of_its_neighbour() {
 }
 
 #[test]
+fn a_worker_of_root_reaches_homings_files_and_neither_its_memory_nor_its_sockets() {
+    let program = Program::new();
+    let homing = program.start("", &program.app("", "", ""));
+    let said = program.ask(&format!("/reach/{}{}", homing.pid(), homing.dir().display()));
+    let refused = ["Permission denied", "Operation not permitted"].map(Value::from);
+    for what in ["trace", "getfd", "memory", "environment"] {
+        assert!(refused.contains(&said[what]), "{what}: {said}");
+    }
+    for what in ["connect", "state", "key", "log"] {
+        assert!(!refused.contains(&said[what]), "{what}, which is why `homing check` notes them: {said}");
+    }
+}
+
+#[test]
 fn a_worker_deaf_to_its_signal_is_killed_after_its_time() {
     let program = Program::new();
     let mut homing = program.start("", &program.app("deaf", "[app.timeouts]\nstop = \"300ms\"", ""));
