@@ -19,3 +19,4 @@ pub mod hash;
 pub mod maglev;
 pub mod parse;
 pub mod synack;
+pub mod tap;

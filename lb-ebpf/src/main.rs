@@ -15,6 +15,7 @@ mod maps;
 mod packet;
 mod socket;
 mod steer;
+mod tap;
 
 use core::mem::MaybeUninit;
 
@@ -22,11 +23,12 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::macros::{btf_tracepoint, sk_lookup, xdp};
 use aya_ebpf::programs::{BtfTracePointContext, SkLookupContext, XdpContext};
 use lb_common::abi::{
-    Counter, FORWARD_HTTP, PORT_OPENING, PROTO_TCP, SERVICE_LIMITED, SERVICE_LISTED, SERVICE_REMOTE,
+    BackendId, Counter, FORWARD_HTTP, PORT_OPENING, PROTO_TCP, SERVICE_LIMITED, SERVICE_LISTED, SERVICE_REMOTE,
     SERVICE_SYNCOOKIES, SocketKey,
 };
 use lb_common::affinity::{self, Choice};
 use lb_common::parse::{self, Frame};
+use lb_common::tap::Rule;
 
 use crate::maps::KernelTables;
 use crate::steer::{Outgoing, Steered};
@@ -106,6 +108,14 @@ fn decide(ctx: &XdpContext) -> Steered {
         && (is_opening || matches!(frame, Frame::Udp(_)))
         && let Some(counter) = guard::refusal(service, &segment)
     {
+        if is_opening {
+            let rule = match counter {
+                Counter::XdpDenied => Rule::Denied,
+                Counter::XdpClientTooFast => Rule::ClientTooFast,
+                _ => Rule::AppTooFast,
+            };
+            tap::tell(service.app, segment.source, segment.source_port, rule, BackendId::NONE);
+        }
         return Steered::Refused(counter);
     }
     if service.flags & SERVICE_REMOTE != 0 {
@@ -137,37 +147,37 @@ const SK_PASS: u32 = 1;
 fn deliver(ctx: &SkLookupContext) -> Option<u32> {
     let lookup = socket::lookup(ctx)?;
     let service = maps::service(lookup.local, lookup.local_port, PROTO_TCP)?;
+    let tell = |rule, backend| tap::tell(service.app, lookup.remote, lookup.remote_port, rule, backend);
     // Where XDP is not attached.
     if guard::is_denied(service, lookup.remote) {
         maps::count(Counter::LookupDenied);
+        tell(Rule::Denied, BackendId::NONE);
         return Some(SK_DROP);
     }
-    let (backend, delivered) = match affinity::choose(&KernelTables, service, lookup.remote) {
-        Choice::Ring(backend) => (backend, Counter::LookupRing),
-        Choice::Bound(backend) => (backend, Counter::LookupBound),
-        Choice::HttpOnly => {
-            maps::count(Counter::LookupHttpOnly);
-            return None;
-        }
-        Choice::Promoted => {
-            maps::count(Counter::LookupPromoted);
-            return None;
-        }
-        Choice::NoWorker => {
-            maps::count(Counter::LookupNoWorker);
-            return None;
-        }
+    let (backend, delivered, rule) = match affinity::choose(&KernelTables, service, lookup.remote) {
+        Choice::Ring(backend) => (backend, Counter::LookupRing, Rule::Ring),
+        Choice::Bound(backend) => (backend, Counter::LookupBound, Rule::Bound),
+        Choice::HttpOnly => (BackendId::NONE, Counter::LookupHttpOnly, Rule::Cookie),
+        Choice::Promoted => (BackendId::NONE, Counter::LookupPromoted, Rule::Promoted),
+        Choice::NoWorker => (BackendId::NONE, Counter::LookupNoWorker, Rule::NoWorker),
     };
+    if backend.is_none() {
+        maps::count(delivered);
+        tell(rule, backend);
+        return None;
+    }
     // XDP forwards its packets, and asks here whether the HTTP path holds the connection after all. That path takes it where
     // XDP is not attached.
     if maps::backend(backend).is_some_and(|backend| backend.forward > FORWARD_HTTP) {
         return None;
     }
     let key = SocketKey { backend, family: lookup.family };
-    maps::count(match maps::SOCKETS.redirect_sk_lookup(ctx, key, 0) {
-        Ok(()) => delivered,
-        Err(_) => Counter::LookupNoSocket,
-    });
+    let (counter, rule) = match maps::SOCKETS.redirect_sk_lookup(ctx, key, 0) {
+        Ok(()) => (delivered, rule),
+        Err(_) => (Counter::LookupNoSocket, Rule::NoSocket),
+    };
+    maps::count(counter);
+    tell(rule, backend);
     Some(SK_PASS)
 }
 

@@ -1,6 +1,6 @@
 //! The maps, one comment each, and the few ways the programs touch them.
 //!
-//! User space owns all but BINDINGS and LIVE's counts; the programs only read the rest.
+//! User space owns all but BINDINGS, LIVE's counts and what is counted or due; the programs only read the rest.
 
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_INNER_MAP, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockHash};
@@ -15,6 +15,7 @@ use lb_common::abi::{
 };
 use lb_common::addr::Addr;
 use lb_common::affinity::Tables;
+use lb_common::tap::{DECISIONS_BYTES, TAPS_MAX, TapCounts, Taps};
 
 /// ABI_VERSION, so that another version's pins are recognised.
 #[btf_map]
@@ -85,6 +86,22 @@ pub static APP_DUE: Array<u64, { APPS_MAX as usize }> = Array::new();
 #[btf_map]
 pub static LIVE: HashMap<BackendId, Live, { MAX_BACKENDS as usize }> = HashMap::new();
 
+/// Who wants to be told of decisions.
+#[btf_map]
+pub static TAPS: Array<Taps, 1> = Array::new();
+
+/// Tap → when the next decision is due to be told.
+#[btf_map]
+pub static TAP_DUE: Array<u64, { TAPS_MAX as usize }> = Array::new();
+
+/// Tap → what it has let by.
+#[btf_map]
+pub static TAP_COUNTS: PerCpuArray<TapCounts, { TAPS_MAX as usize }> = PerCpuArray::new();
+
+/// Decisions that somebody wants to be told of.
+#[btf_map]
+pub static DECISIONS: Decisions = Decisions::new();
+
 /// One per `Counter`.
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();
@@ -101,6 +118,29 @@ pub struct OwnerStorage {
     value: *const Owner,
     max_entries: *const [i32; 0],
     map_flags: *const [i32; BPF_F_NO_PREALLOC as usize | BPF_F_CLONE as usize],
+}
+
+/// A ring buffer, without the key and value that aya's own type has and libbpf refuses.
+#[repr(C)]
+pub struct Decisions {
+    r#type: *const [i32; BPF_MAP_TYPE_RINGBUF],
+    max_entries: *const [i32; DECISIONS_BYTES as usize],
+}
+
+const BPF_MAP_TYPE_RINGBUF: usize = aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_RINGBUF as usize;
+
+// SAFETY: the pointers only describe the map to the loader and are never followed.
+unsafe impl Sync for Decisions {}
+
+impl Decisions {
+    const fn new() -> Self {
+        use core::ptr::null;
+        Self { r#type: null(), max_entries: null() }
+    }
+
+    pub fn as_ptr(&self) -> *mut core::ffi::c_void {
+        core::ptr::from_ref(self).cast_mut().cast()
+    }
 }
 
 const BPF_MAP_TYPE_SK_STORAGE: usize = aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize;

@@ -19,7 +19,8 @@ pub struct Lookup {
     pub family: u32,
     pub remote: Addr,
     pub local: Addr,
-    /// Host byte order.
+    /// Both in host byte order.
+    pub remote_port: u16,
     pub local_port: u16,
 }
 
@@ -40,7 +41,8 @@ pub fn lookup(ctx: &SkLookupContext) -> Option<Lookup> {
             ),
             _ => return None,
         };
-        Some(Lookup { family: (*ctx).family, remote, local, local_port: (*ctx).local_port as u16 })
+        let (remote_port, local_port) = (u16::from_be((*ctx).remote_port), (*ctx).local_port as u16);
+        Some(Lookup { family: (*ctx).family, remote, local, remote_port, local_port })
     }
 }
 

@@ -12,8 +12,10 @@ use lb_common::addr::Addr;
 use lb_common::affinity::{self, Choice, Flow};
 use lb_common::hash;
 use lb_common::parse::{Fragment, Segment, TCP_PSH};
+use lb_common::tap::Rule;
 
 use crate::maps::{self, BINDINGS, FRAGMENTS, KernelTables, OPENING};
+use crate::tap;
 
 /// A binding of a remote backend's client is stamped again when the stamp is older than this, in seconds.
 const REFRESH_S: u32 = 30;
@@ -83,6 +85,10 @@ pub fn segment(ctx: &XdpContext, service: &Service, segment: &Segment, is_openin
         return Steered::Stays(Counter::XdpEstablished);
     }
     remember(service, segment, flow, is_opening);
+    if is_opening {
+        let rule = if matches!(flow, Flow::Bound(_)) { Rule::Bound } else { Rule::Ring };
+        tap::tell(service.app, segment.source, segment.source_port, rule, backend.id);
+    }
     if let Some(id) = segment.fragment.get() {
         let key = FragmentKey { source: segment.source, destination: segment.destination, id, reserved: 0 };
         // A packet whose later fragments are not remembered is incomplete, and its sender sends it again.

@@ -13,6 +13,7 @@ pub mod demo;
 pub mod fuzzing;
 mod gather;
 mod introduction;
+pub mod live;
 pub mod metrics;
 pub mod output;
 mod privileges;

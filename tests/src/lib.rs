@@ -2,6 +2,7 @@
 
 pub mod browser;
 pub mod example;
+pub mod forged;
 pub mod frames;
 pub mod groups;
 pub mod hosts;

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, MapData, PerCpuArray};
-use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf};
+use aya::programs::{SkLookup, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use homing::datapath::{Listed, OBJECT, Sizes, pod::Wire};
 use homing_tests::packets::{self, check_fixtures};
@@ -12,6 +12,7 @@ use lb_common::abi::{
     SERVICE_AUTO, SERVICE_LIMITED, SERVICE_LISTED, Service, ServiceKey, Slot,
 };
 use lb_common::addr::Addr;
+use lb_common::tap::{Decision, Rule, Tap, TapCounts, Taps};
 
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
@@ -242,4 +243,94 @@ fn a_wildcard_service_takes_every_address_of_its_family_and_no_other() {
         let fixture = packets::fixtures().into_iter().find(|fixture| fixture.name == name).expect(name);
         assert_eq!(kernel.run(&fixture.bytes).2, [counter.name()], "{name}");
     }
+}
+
+impl Kernel {
+    /// A service that denies all, and what the programs are to tell.
+    fn refusing(taps: &[Tap]) -> Self {
+        let mut kernel = Self::load();
+        kernel.set_service(Service { flags: SERVICE_LISTED | SERVICE_ALLOWED_ONLY, ..service() });
+        kernel.set_taps(taps);
+        kernel
+    }
+
+    fn set_taps(&mut self, taps: &[Tap]) {
+        let mut all = Taps { until_ns: taps.iter().map(|tap| tap.until_ns).max().unwrap_or(0), ..Taps::default() };
+        all.taps[..taps.len()].copy_from_slice(taps);
+        let mut map: Array<_, Wire<Taps>> = self.ebpf.map_mut("TAPS").expect("a map").try_into().expect("its type");
+        map.set(0, Wire(all), 0).expect("in the array");
+    }
+
+    /// What the tap has let by.
+    fn counts(&self, tap: u32) -> TapCounts {
+        let counts: PerCpuArray<_, Wire<TapCounts>> =
+            self.ebpf.map("TAP_COUNTS").expect("a map").try_into().expect("its type");
+        let all = counts.get(&tap, 0).expect("a tap");
+        let sum = |of: fn(&TapCounts) -> u64| all.iter().map(|Wire(counts)| of(counts)).sum();
+        TapCounts { seen: sum(|c| c.seen), too_fast: sum(|c| c.too_fast), no_room: sum(|c| c.no_room) }
+    }
+
+    /// What was told since the last time.
+    fn told(&mut self) -> Vec<Decision> {
+        let mut ring: RingBuf<_> = self.ebpf.map_mut("DECISIONS").expect("a map").try_into().expect("its type");
+        let mut told = Vec::new();
+        while let Some(record) = ring.next() {
+            told.push(Wire::<Decision>::read(&record).expect("a whole record").0);
+        }
+        told
+    }
+}
+
+/// Open, for one client, and for one of its decisions a day: how long a test takes makes no difference.
+fn tap(from: &str) -> Tap {
+    const DAY_NS: u64 = 24 * 3_600 * 1_000_000_000;
+    Tap { until_ns: u64::MAX, interval_ns: DAY_NS, ..Tap::new(0, Addr::from(address(from)), 128, 1, 1) }
+}
+
+#[test]
+fn a_decision_is_told_to_who_listens_for_its_client_at_the_rate_that_was_asked_for() {
+    let mut kernel = Kernel::refusing(&[]);
+    let syn = syn_from(address("10.9.0.7"));
+    kernel.run(&syn);
+    assert_eq!((kernel.told(), kernel.counts(0)), (Vec::new(), TapCounts::default()), "nobody listens");
+    kernel.set_taps(&[tap("10.9.0.8"), tap("10.9.0.7")]);
+    for _ in 0..5 {
+        kernel.run(&syn);
+    }
+    let decision = Decision {
+        address: Addr::from(address("10.9.0.7")),
+        backend: BackendId::NONE,
+        app: 0,
+        rule: Rule::Denied as u32,
+        port: u16::from_be_bytes([syn[34], syn[35]]),
+        taps: 0b10,
+    };
+    assert_eq!(kernel.told(), [decision]);
+    assert_eq!(kernel.counts(0), TapCounts::default(), "another client's");
+    assert_eq!(kernel.counts(1), TapCounts { seen: 5, too_fast: 4, no_room: 0 });
+    kernel.set_taps(&[Tap { until_ns: 1, ..tap("10.9.0.7") }]);
+    kernel.run(&syn);
+    assert_eq!((kernel.told(), kernel.counts(0)), (Vec::new(), TapCounts::default()), "its time is over");
+}
+
+#[test]
+fn decisions_that_nobody_reads_are_counted_and_hold_nothing_up() {
+    const SYNS: u32 = 20_000;
+    let mut kernel = Kernel::refusing(&[Tap { interval_ns: 0, ..tap("10.9.0.7") }]);
+    let syn = syn_from(address("10.9.0.7"));
+    let options = TestRunOptions { data_in: Some(&syn), repeat: SYNS, ..TestRunOptions::default() };
+    assert_eq!(kernel.program().test_run(options).expect("a test run").return_value, XDP_DROP);
+    let (counts, told) = (kernel.counts(0), kernel.told().len() as u64);
+    assert!(told > 1_000 && counts.no_room > 1_000, "{told} told, {counts:?}");
+    assert_eq!((counts.seen, counts.too_fast, told + counts.no_room), (u64::from(SYNS), 0, u64::from(SYNS)));
+    kernel.run(&syn);
+    assert_eq!(kernel.told().len(), 1, "now there is room");
+}
+
+#[test]
+fn the_verifier_accepts_the_program_that_delivers_connections() {
+    let mut kernel = Kernel::load();
+    let program: &mut SkLookup =
+        kernel.ebpf.program_mut("homing_lookup").expect("a program").try_into().expect("its type");
+    program.load().expect("the verifier accepts the program");
 }

@@ -1,13 +1,13 @@
 //! Lists, rates and floods, end to end in network namespaces. Needs root.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
+use homing_tests::forged;
 use homing_tests::instance::{Homing, demo_app, wait_for};
 use homing_tests::network::{Network, SERVER_V4, client_v4};
 use homing_tests::session::Client;
-use homing_tests::wire::internet_checksum;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 const PORT: u16 = 8080;
 /// Long enough for a connection on a cable, too short for a SYN to be sent a second time.
@@ -93,14 +93,7 @@ fn a_flood_from_a_hundred_thousand_addresses_costs_established_clients_nothing()
     let _pass = site.network.clients.let_pass("eth0");
     let mut sessions: Vec<_> = (1..=8).map(|number| site.client(number).open()).collect();
     let clients = site.homing.status()["apps"][0]["clients"].clone();
-    site.network.clients.enter(|| {
-        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(IPPROTO_RAW))).expect("root has these");
-        for number in 0..FLOOD {
-            let from = Ipv4Addr::from(u32::from(Ipv4Addr::new(172, 16, 0, 0)) + number);
-            // A full queue of the cable drops some, as a cable does.
-            let _ = socket.send_to(&syn(from, 1_024 + (number % 60_000) as u16), &SocketAddr::from(service()).into());
-        }
-    });
+    forged::flood(&site.network.clients, service(), FLOOD);
     let arrived = site.counter("xdp_syn_worker") + site.counter("xdp_syncookie");
     assert!(arrived >= u64::from(FLOOD) / 2, "the flood arrived");
     assert!(site.counter("xdp_syncookie") > 0, "with the workers' queues full, XDP answers");
@@ -113,29 +106,4 @@ fn a_flood_from_a_hundred_thousand_addresses_costs_established_clients_nothing()
         let answer = session.check().expect("an established client gets another connection");
         assert_eq!(answer.status, 200, "to its own process");
     }
-}
-
-/// `IPPROTO_RAW` (Linux): whole packets, with an IP header of the sender's own.
-const IPPROTO_RAW: i32 = 255;
-
-/// A packet that opens a connection to the service.
-fn syn(from: Ipv4Addr, port: u16) -> Vec<u8> {
-    let mut tcp =
-        [&port.to_be_bytes()[..], &PORT.to_be_bytes(), &[0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff]].concat();
-    tcp.extend([0; 4]);
-    let pseudo = [&from.octets()[..], &SERVER_V4.octets(), &[0, 6, 0, 20], &tcp].concat();
-    tcp[16..18].copy_from_slice(&internet_checksum(&pseudo).to_be_bytes());
-    let mut packet = vec![0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0];
-    packet.extend(from.octets());
-    packet.extend(SERVER_V4.octets());
-    packet.extend(tcp);
-    packet
-}
-
-#[test]
-fn forged_packets_of_this_test_are_real_ones() {
-    let packet = syn(Ipv4Addr::new(172, 16, 0, 1), 1_024);
-    let is_syn = |frame| matches!(frame, lb_common::parse::Frame::Tcp(segment) if segment.is_syn());
-    let frame = [&[0_u8; 12][..], &[0x08, 0x00], &packet].concat();
-    assert!(is_syn(lb_common::parse::parse(frame.as_slice())));
 }

@@ -64,6 +64,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "tunnels",
                 "promotion",
                 "protection",
+                "live",
                 "devices",
                 "changes",
                 "successors",

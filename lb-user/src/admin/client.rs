@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -62,7 +63,47 @@ pub async fn order(socket: &Path, order: &Order) -> Result<String, AskError> {
     serde_json::from_slice(&answer).map(|Done { done }| done).map_err(|error| broken(socket, &error))
 }
 
+/// GETs an answer that goes on, line by line.
+///
+/// # Errors
+/// As [`get`].
+pub async fn lines(socket: &Path, path_and_query: &str) -> Result<Lines, AskError> {
+    let body = begin(socket, hyper::Method::GET, path_and_query, Bytes::new()).await?;
+    Ok(Lines { body, pending: Vec::new() })
+}
+
+/// An answer that goes on.
+pub struct Lines {
+    body: Incoming,
+    /// What came without its end yet.
+    pending: Vec<u8>,
+}
+
+impl Lines {
+    /// The next line, without its end; `None`: homing says no more. Dropped before it is done, it has taken nothing away.
+    pub async fn next(&mut self) -> Option<Vec<u8>> {
+        loop {
+            if let Some(end) = self.pending.iter().position(|&byte| byte == b'\n') {
+                let mut line: Vec<u8> = self.pending.drain(..=end).collect();
+                line.pop();
+                return Some(line);
+            }
+            // However it ends.
+            let frame = self.body.frame().await?.ok()?;
+            if let Ok(data) = frame.into_data() {
+                self.pending.extend_from_slice(&data);
+            }
+        }
+    }
+}
+
 async fn ask(socket: &Path, method: hyper::Method, path_and_query: &str, body: Bytes) -> Result<Bytes, AskError> {
+    let answer = begin(socket, method, path_and_query, body).await?;
+    answer.collect().await.map(|body| body.to_bytes()).map_err(|error| broken(socket, &error))
+}
+
+/// Asks, and gives the body of an answer that is no refusal.
+async fn begin(socket: &Path, method: hyper::Method, path_and_query: &str, body: Bytes) -> Result<Incoming, AskError> {
     let stream =
         UnixStream::connect(socket).await.map_err(|error| AskError::Unreachable { path: socket.to_owned(), error })?;
     let (mut sender, connection) =
@@ -76,11 +117,10 @@ async fn ask(socket: &Path, method: hyper::Method, path_and_query: &str, body: B
         .body(Full::new(body))
         .map_err(|error| broken(socket, &error))?;
     let response = sender.send_request(request).await.map_err(|error| broken(socket, &error))?;
-    let is_success = response.status().is_success();
-    let body = response.into_body().collect().await.map_err(|error| broken(socket, &error))?.to_bytes();
-    if is_success {
-        return Ok(body);
+    if response.status().is_success() {
+        return Ok(response.into_body());
     }
+    let body = response.into_body().collect().await.map_err(|error| broken(socket, &error))?.to_bytes();
     let reason = serde_json::from_slice::<Failure>(&body)
         .map_or_else(|_| String::from_utf8_lossy(&body).into_owned(), |failure| failure.error);
     Err(AskError::Refused(reason))

@@ -4,6 +4,8 @@
 
 pub mod client;
 pub mod report;
+#[cfg(test)]
+mod schema;
 pub mod server;
 
 /// What is said of a name that no app has.

@@ -7,32 +7,46 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize, Debug, Clone)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Status {
+    /// Of the homing that runs.
     pub version: String,
+    /// Its process.
     pub pid: u32,
+    /// Since it was started, or took over.
     pub uptime_seconds: u64,
+    /// Whether the kernel steers connections.
     pub kernel_path: KernelPathStatus,
+    /// How this machine lets homing keep workers together and apart.
     pub isolation: IsolationStatus,
+    /// In the order of the configuration; one that left it stays while it has workers.
     pub apps: Vec<AppStatus>,
     /// What is bounded, and how full it is.
     #[serde(default)]
     pub tables: Vec<TableStatus>,
+    /// By name, from the start on; the operator's guide explains each.
     pub counters: BTreeMap<String, u64>,
 }
 
 #[derive(Serialize, Deserialize, Debug, Clone)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TableStatus {
     /// bindings, promotions or held_requests.
     pub name: String,
+    /// Entries now.
     pub used: u64,
+    /// Entries at most.
     pub room: u64,
 }
 
 #[derive(Serialize, Deserialize, Debug, Clone)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct KernelPathStatus {
+    /// New connections are steered by the kernel's programs.
     pub active: bool,
     /// Why it is not active.
     pub reason: Option<String>,
+    /// Where XDP is, or was to be.
     pub interfaces: Vec<InterfaceStatus>,
     /// sk_lookup programs of others in this network namespace, by name and id.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -41,6 +55,7 @@ pub struct KernelPathStatus {
 
 /// How this machine lets homing keep workers together and apart.
 #[derive(Serialize, Deserialize, Debug, Clone)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct IsolationStatus {
     /// How all processes of a worker are known: v2 or v1 (cgroups), or proc.
     pub processes: WayStatus,
@@ -53,14 +68,18 @@ pub struct IsolationStatus {
 }
 
 #[derive(Serialize, Deserialize, Debug, Clone)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct WayStatus {
+    /// Who does it.
     pub by: String,
     /// Why not by cgroups.
     pub reason: Option<String>,
 }
 
 #[derive(Serialize, Deserialize, Debug, Clone)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct InterfaceStatus {
+    /// As `ip link` has it.
     pub name: String,
     /// native, generic or none.
     pub mode: String,
@@ -74,11 +93,16 @@ pub struct InterfaceStatus {
 }
 
 #[derive(Serialize, Deserialize, Debug, Clone)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AppStatus {
+    /// As it is configured.
     pub name: String,
+    /// Addresses with ports.
     pub listen: Vec<String>,
+    /// The same for datagrams.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listen_udp: Vec<String>,
+    /// ip, cookie or auto.
     pub affinity: String,
     /// kernel, http or both.
     pub path: String,
@@ -86,12 +110,16 @@ pub struct AppStatus {
     pub state: String,
     /// Addresses bound to a live worker.
     pub clients: u64,
+    /// Open ones, on both paths.
     pub connections: u64,
+    /// Clients whose users are told apart by cookie.
     pub promoted_addresses: u64,
+    /// Requests that wait for a worker.
     pub queued: u64,
-    /// Bounds of its workers that are in force.
+    /// Workers at least, as the bounds in force say.
     #[serde(default)]
     pub min: u32,
+    /// And at most.
     #[serde(default)]
     pub max: u32,
     /// A restart is under way.
@@ -100,29 +128,40 @@ pub struct AppStatus {
     /// Why the last restart was stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart_failed: Option<String>,
+    /// Those that are there, and those that somebody may miss.
     pub workers: Vec<WorkerStatus>,
 }
 
 #[derive(Serialize, Deserialize, Debug, Clone)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct WorkerStatus {
     /// APP/N.
     pub id: String,
+    /// Its process; none of a remote host, or while it is not running.
     pub pid: Option<u32>,
+    /// starting, ready, draining, stopped, backoff or failed.
     pub state: String,
+    /// Why it is in that state, in words.
     pub reason: Option<String>,
     /// What it wrote last before it ended, where nobody had asked it to.
     #[serde(default)]
     pub last_output: Vec<String>,
+    /// Goes up with each process in its place.
     pub generation: u32,
+    /// Bound to it, or sent to it by cookie.
     pub clients: u64,
+    /// Open ones, on both paths.
     pub connections: u64,
     /// Those of them on the kernel path.
     #[serde(default)]
     pub connections_kernel: u64,
     /// HTTP-path requests; the kernel path's are not seen, only its connections.
     pub requests: u64,
+    /// Since it was configured.
     pub restarts: u32,
+    /// Of all its processes.
     pub memory_bytes: Option<u64>,
+    /// Where it listens: an address with port, or a path.
     pub address: Option<String>,
     /// Unix time, seconds.
     pub started_at: Option<u64>,
@@ -132,6 +171,7 @@ pub struct WorkerStatus {
 }
 
 #[derive(Serialize, Deserialize, Debug, Clone)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PastState {
     /// Unix time, seconds.
     pub at: u64,
@@ -146,21 +186,40 @@ pub struct TraceQuery {
     pub client: IpAddr,
 }
 
+/// What `homing trace --live` asks.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+pub struct LiveQuery {
+    pub app: Option<String>,
+    pub client: Option<IpAddr>,
+    /// One decision in so many.
+    pub sample: u32,
+    /// Decisions a second of each path, at most.
+    pub rate: u32,
+}
+
 /// Where a client goes, and which rule said so.
 #[derive(Serialize, Deserialize, Debug, Clone)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Trace {
+    /// As it was asked for.
     pub app: String,
+    /// As it was asked for.
     pub address: IpAddr,
     /// The prefix that affinity is kept for.
     pub client: String,
-    /// kernel or http.
+    /// kernel, http, or none where it is denied.
     pub path: String,
-    /// ring, bound, cookie or no_worker.
+    /// ring, bound, cookie, promoted, no_worker or denied.
     pub rule: String,
+    /// APP/N; none where the HTTP path asks for a cookie, or nobody is there.
     pub worker: Option<String>,
+    /// Its slot of the ring, where that decides.
     pub slot: Option<u32>,
+    /// Slots of the ring.
     pub ring_len: u32,
+    /// The slot has changed hands, and some who were with its former owner still are.
     pub in_transition: bool,
+    /// Which worker the client was with last; in force only while its slot is in transition.
     pub binding: Option<BindingReport>,
     /// The decision step by step, in words.
     pub steps: Vec<String>,
@@ -169,10 +228,15 @@ pub struct Trace {
 }
 
 #[derive(Serialize, Deserialize, Debug, Clone)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BindingReport {
+    /// APP/N; none if it is gone.
     pub worker: Option<String>,
+    /// Open ones of the kernel path.
     pub connections: u32,
+    /// Since a connection of the client was opened or closed.
     pub seen_seconds_ago: u32,
+    /// That very process is there.
     pub live: bool,
 }
 

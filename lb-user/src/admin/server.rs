@@ -10,6 +10,7 @@ use std::os::unix::net;
 use std::path::Path;
 use std::sync::Arc;
 
+use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -19,7 +20,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-use super::report::{Bound, Done, Failure, Handover, Loads, OutputFile, Status, Trace, TraceQuery};
+use super::report::{Bound, Done, Failure, Handover, LiveQuery, Loads, OutputFile, Status, Trace, TraceQuery};
+use crate::live::Listening;
 
 /// A question to the task that owns the state.
 #[derive(Debug)]
@@ -31,6 +33,11 @@ pub enum Request {
         app: String,
         address: IpAddr,
         answer: oneshot::Sender<Result<Trace, String>>,
+    },
+    /// Decisions as they are made.
+    Live {
+        query: LiveQuery,
+        answer: oneshot::Sender<Result<Listening, String>>,
     },
     /// Where the output of a worker, or of all of an app, is.
     Output {
@@ -111,6 +118,7 @@ fn router(requests: mpsc::Sender<Request>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/trace", get(trace))
+        .route("/v1/live", get(live))
         .route("/v1/output", get(output))
         .route("/v1/stop", post(stop))
         .route("/v1/order", post(order))
@@ -179,6 +187,20 @@ async fn status(requests: Requests) -> Response {
 async fn trace(requests: Requests, Query(TraceQuery { app, client: address }): Query<TraceQuery>) -> Response {
     let answer = ask(requests, |answer| Request::Trace { app, address, answer }).await;
     said_or_refused(answer, StatusCode::NOT_FOUND, |trace| Json(trace).into_response())
+}
+
+/// A line for each decision, until either side has had enough.
+async fn live(requests: Requests, Query(query): Query<LiveQuery>) -> Response {
+    let answer = ask(requests, |answer| Request::Live { query, answer }).await;
+    said_or_refused(answer, StatusCode::CONFLICT, |listening| {
+        let lines = futures_util::stream::unfold(listening, async |mut listening| {
+            let line = listening.next().await?;
+            let mut text = serde_json::to_vec(&line).expect("texts and numbers are JSON");
+            text.push(b'\n');
+            Some((Ok::<_, io::Error>(Bytes::from(text)), listening))
+        });
+        Body::from_stream(lines).into_response()
+    })
 }
 
 #[derive(Deserialize)]

@@ -1,5 +1,7 @@
 //! `homing check`: all that is wrong with a configuration, or what it will do and why.
 
+pub(crate) mod json;
+
 use std::cmp::Reverse;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -7,7 +9,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::{DONE, USAGE};
+use self::json::Report;
+use super::{ConfigFile, DONE, USAGE};
 use crate::config::isolation::size_in_words;
 use crate::config::{
     self, Affinity, App, Backend, Config, Forward, Host, Http, HttpOnly, Isolation, KernelPath, Metrics, Protect, Rate,
@@ -18,17 +21,34 @@ use crate::tls::{Certificate, Validity};
 
 const ON_UNIX_SOCKETS: &str = "its workers listen on unix sockets";
 
-pub(super) fn check(path: &Path) -> u8 {
+#[derive(clap::Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// As JSON, whether there are errors or not.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn check(Options { file: ConfigFile { config: path }, json }: &Options) -> u8 {
     match config::file::load(path) {
         Ok(config) => {
             let missing = datapath::missing();
             let has_kernel_path = config.homing.kernel_path != KernelPath::Off && missing.is_none();
             let others = if has_kernel_path { datapath::others(&config) } else { Vec::new() };
-            print!("{}", render(path, &config, missing.as_deref(), &others, nix::unistd::geteuid().is_root()));
+            if *json {
+                Report::of(path, &config, missing.as_deref(), &others).print();
+            } else {
+                print!("{}", render(path, &config, missing.as_deref(), &others, nix::unistd::geteuid().is_root()));
+            }
             DONE
         }
         Err(errors) => {
-            eprint!("{errors}");
+            if *json {
+                Report::of_errors(path, &errors).print();
+            } else {
+                eprint!("{errors}");
+            }
             USAGE
         }
     }

@@ -1,9 +1,10 @@
 //! The command line: one definition of every command, one file for what each does.
 
 mod backend_setup;
-mod check;
+pub(crate) mod check;
 mod demo;
 mod guard;
+mod live;
 mod logs;
 mod man;
 mod orders;
@@ -80,8 +81,9 @@ enum Command {
     )]
     Demo(demo::Options),
     /// Check a configuration: all errors at once, or each app with its path and why.
-    #[command(after_help = "Example:\n  homing check --config config/shiny-python.toml")]
-    Check(ConfigFile),
+    #[command(after_help = "Examples:\n  homing check --config config/shiny-python.toml\n  \
+                      homing check --json | jq -r '.errors[] | \"line \\(.line): \\(.message)\"'")]
+    Check(check::Options),
     /// Apps, workers, clients and connections of the running homing.
     #[command(after_help = "Examples:\n  homing status\n  homing status --json | jq '.apps[].workers[].state'")]
     Status {
@@ -94,19 +96,9 @@ enum Command {
     /// The same, live: sort, filter, drain and restart from the keyboard.
     #[command(after_help = top::EXAMPLES)]
     Top(top::Options),
-    /// Where a client goes, which rule decided, and what would change it.
-    #[command(after_help = "Example:\n  homing trace sales 203.0.113.7")]
-    Trace {
-        /// The app's name.
-        app: String,
-        /// The client's address, IPv4 or IPv6.
-        client: IpAddr,
-        #[command(flatten)]
-        socket: Socket,
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    /// Where a client goes, which rule decided, and what would change it; or, live, what is decided now.
+    #[command(after_help = trace::EXAMPLES)]
+    Trace(trace::Options),
     /// What workers have written, and write.
     ///
     /// Reads their files, old ones too: where they are says the running homing, or with --config the configuration, for
@@ -219,10 +211,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run { guarded: true, .. } => guard::guard(),
         Command::Run { file, replace, guarded_by, .. } => run::run(&file.config, replace, guarded_by),
         Command::Demo(options) => demo::demo(&options),
-        Command::Check(file) => check::check(&file.config),
+        Command::Check(options) => check::check(&options),
         Command::Status { socket, json } => ask(status::status(socket.control_socket, json)),
         Command::Top(options) => top::top(&options),
-        Command::Trace { app, client, socket, json } => ask(trace::trace(socket.control_socket, app, client, json)),
+        Command::Trace(options) => ask(trace::trace(options)),
         Command::Logs(options) => logs::logs(&options),
         Command::Stop { socket, now } => ask(stop(socket.control_socket, now)),
         Command::Drain(options) => ask(orders::drain(options, false)),
@@ -277,8 +269,14 @@ fn ask(question: impl Future<Output = Result<(), AskError>>) -> u8 {
 }
 
 fn fail(code: u8, error: &dyn std::fmt::Display) -> u8 {
-    eprintln!("homing: {error}");
+    say(&format_args!("homing: {error}"));
     code
+}
+
+/// On stderr, where somebody may have stopped reading.
+fn say(text: &dyn std::fmt::Display) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 fn detach(pin_dir: &std::path::Path) -> u8 {

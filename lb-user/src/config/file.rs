@@ -30,6 +30,7 @@ use toml::de::{DeTable, DeValue};
 use self::app::Apps;
 pub use self::output::DEFAULT as DEFAULT_OUTPUT;
 use self::reader::{Report, Table};
+pub(crate) use self::value::duration;
 use super::location::place;
 use super::{Config, Errors, Problem};
 

@@ -33,6 +33,8 @@ pub mod state;
 pub mod step;
 mod succession;
 mod tally;
+mod taps;
+mod trace;
 
 pub use state::{App, AppSpec, Phase, State, Worker};
 pub use step::step;

@@ -13,6 +13,7 @@ impl Runner {
             Request::Status(answer) => drop(answer.send(self.status())),
             Request::Report(answer) => drop(answer.send(self.report())),
             Request::Trace { app, address, answer } => drop(answer.send(self.trace(&app, address))),
+            Request::Live { query, answer } => drop(answer.send(self.listen(&query))),
             Request::Output { worker, answer } => drop(answer.send(output::files(&self.config, &worker))),
             Request::Stop { now } => self.stop(now),
             Request::Handover(answer) => drop(answer.send(self.handover())),

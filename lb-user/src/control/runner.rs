@@ -25,6 +25,7 @@ use super::saver::Saver;
 use super::snapshot::snapshot;
 use super::state::{AppSpec, Kind, State};
 use super::tally::Tallies;
+use super::taps::Listeners;
 use super::{Effect, Event, Severity, step};
 use crate::admin::report::KernelPathStatus;
 use crate::admin::server::Request;
@@ -106,6 +107,7 @@ pub struct Runner {
     /// What metrics were last told.
     pub(super) reported: Option<Reported>,
     pub(super) tallies: Tallies,
+    pub(super) listeners: Listeners,
     /// What homings that were replaced still serve.
     elsewhere: Elsewhere,
     /// Connections of the kernel path, and on both paths, as last looked at.
@@ -142,7 +144,7 @@ impl Runner {
     /// # Errors
     /// When the configuration asks for more than homing can hold, or the kernel refuses an entry.
     pub fn start(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { file, config, keys, kernel, bindings, snapshots, notices, requests, proxy, .. } = parts;
+        let Parts { file, config, keys, mut kernel, bindings, snapshots, notices, requests, proxy, .. } = parts;
         let Parts { listeners, predecessor, metrics, metrics_listener, .. } = parts;
         let (saver, found) = Saver::open(&config.homing.state_dir);
         let ids = super::reload::number(&config.apps, &found.numbers());
@@ -166,7 +168,6 @@ impl Runner {
             fixed,
             fronts: Fronts::default(),
             certificates: Certificates::new().map_err(anyhow::Error::msg)?,
-            kernel,
             kernel_status,
             bindings,
             running: HashMap::new(),
@@ -175,6 +176,8 @@ impl Runner {
             metrics,
             reported: None,
             tallies: Tallies::default(),
+            listeners: Listeners::new(proxy.live().clone(), &mut kernel, snapshots.subscribe()),
+            kernel,
             elsewhere,
             proxy,
             by_kernel: HashMap::new(),
@@ -251,6 +254,7 @@ impl Runner {
                     self.look_at_listeners();
                     self.look_at_restart_files();
                     self.look_at_certificates(false);
+                    self.look_at_listeners_to_decisions();
                 }
                 _ = settling.tick() => {
                     self.look_at_transitions();

@@ -14,6 +14,7 @@ pub mod pod;
 mod ports;
 mod routes;
 mod sizes;
+mod taps;
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -40,6 +41,7 @@ pub use pin::detach;
 pub use ports::ports;
 pub use routes::{allow_route_lookups, source_towards};
 pub use sizes::Sizes;
+pub use taps::Decisions;
 
 use pod::Wire;
 
@@ -47,10 +49,26 @@ use pod::Wire;
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("HOMING_EBPF_OBJECT"));
 
 /// The pinned maps. OWNERS too: connections accepted before a restart carry its values.
-/// Only what a new program may begin anew (ways, fragments under reassembly, budgets) is left out.
-const MAPS: [&str; 13] = [
-    "PORTS", "ACCESS", "META", "SERVICES", "RINGS", "BACKENDS", "SOCKETS", "BINDINGS", "OPENING", "PROMOTED", "LIVE",
-    "COUNTERS", "OWNERS",
+/// Only what XDP alone uses and a new program may begin anew (ways, fragments under reassembly, budgets) is left out: the
+/// other programs stay as they are where they are the same, with the maps that they have.
+const MAPS: [&str; 17] = [
+    "PORTS",
+    "ACCESS",
+    "META",
+    "SERVICES",
+    "RINGS",
+    "BACKENDS",
+    "SOCKETS",
+    "BINDINGS",
+    "OPENING",
+    "PROMOTED",
+    "LIVE",
+    "COUNTERS",
+    "OWNERS",
+    "TAPS",
+    "TAP_DUE",
+    "TAP_COUNTS",
+    "DECISIONS",
 ];
 
 /// `BPF_F_INNER_MAP` (Linux 5.10): inner maps of one array of maps may differ in length.
@@ -116,6 +134,7 @@ pub struct Datapath {
     ports: Array<MapData, Ports>,
     access: LpmTrie<MapData, [u32; 5], u32>,
     limits: Array<MapData, Wire<Limits>>,
+    tap_maps: taps::TapMaps,
     bindings: Arc<KernelBindings>,
     /// The rings that were there at the start, by app: who has given up CAP_SYS_ADMIN cannot read them any more.
     found: BTreeMap<u32, Vec<Slot>>,
@@ -161,6 +180,7 @@ impl Datapath {
             ports: typed(&mut ebpf, "PORTS")?,
             access: typed(&mut ebpf, "ACCESS")?,
             limits: typed(&mut ebpf, "LIMITS")?,
+            tap_maps: taps::TapMaps::take(&mut ebpf)?,
             bindings: Arc::new(bindings),
             ebpf,
         })

@@ -5,6 +5,7 @@ use lb_common::abi::{
     Backend, BackendId, Binding, BindingKey, FragmentKey, Limits, Live, Owner, Promotion, Route, Service, ServiceKey,
     Slot, SocketKey,
 };
+use lb_common::tap::{Decision, TapCounts, Taps};
 
 /// An ABI value as map bytes.
 #[repr(transparent)]
@@ -20,6 +21,12 @@ where
         let start: *const u8 = (&raw const self.0).cast();
         // SAFETY: `Pod` says that the value is its bytes, without padding; they are copied while it is borrowed.
         unsafe { std::slice::from_raw_parts(start, size_of::<T>()) }.to_vec()
+    }
+
+    /// From bytes as a map or a ring buffer holds them; `None`: there are too few.
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        // SAFETY: so many bytes are there, aligned or not, and to `Pod` all of them are a value.
+        (bytes.len() >= size_of::<T>()).then(|| Self(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }))
     }
 }
 
@@ -38,6 +45,7 @@ plain_bytes!(
     BackendId,
     Binding,
     BindingKey,
+    Decision,
     FragmentKey,
     Limits,
     Live,
@@ -47,5 +55,7 @@ plain_bytes!(
     Service,
     ServiceKey,
     Slot,
-    SocketKey
+    SocketKey,
+    TapCounts,
+    Taps
 );

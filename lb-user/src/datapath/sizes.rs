@@ -4,6 +4,7 @@ use lb_common::abi::{
     APPS_MAX, Backend, BackendId, Binding, BindingKey, CLIENT_DUE_MAX, FRAGMENTS_MAX, FragmentKey, Limits, Live,
     MAX_BACKENDS, OPENING_MAX, PROMOTED_MAX, Ports, Promotion, Route, SERVICES_MAX, Service, ServiceKey, SocketKey,
 };
+use lb_common::tap::DECISIONS_BYTES;
 
 use crate::config::{App, Config};
 
@@ -43,6 +44,7 @@ impl Sizes {
             (APPS_MAX, size_of::<Limits>()),
             (APPS_MAX, 2 * size_of::<u64>()),
             (1, size_of::<Ports>()),
+            (1, DECISIONS_BYTES as usize),
         ];
         let arrays = arrays.into_iter().map(|(entries, bytes)| u64::from(entries) * bytes as u64);
         hashes.into_iter().chain(arrays).sum()

@@ -20,8 +20,9 @@ use super::counters::Counter;
 use super::entry::Entry;
 use super::h2::{self, Bootstrap};
 use super::headers::Client;
-use super::place::{Place, Rule, Visitor};
+use super::place::{Place, Visitor};
 use super::session;
+use super::told::{Decision, Outcome, Told};
 use super::upstream::{Arriving, Introduction, SendError};
 use super::{check, headers, learn, trust, tunnel};
 use crate::access::Fate;
@@ -32,29 +33,20 @@ use crate::routing::{AppRoute, Found, Lost, Notice};
 /// Times that a request is placed at a worker.
 const ATTEMPTS: u32 = 2;
 
-/// A placed request's answer, for the log.
-struct Decision {
-    worker: u32,
-    rule: Rule,
-    /// How long it waited for that place.
-    held: Duration,
-}
-
 pub async fn handle(connection: Arc<Connection>, mut request: Request<Incoming>) -> Response<ResponseBody> {
     let inner = &connection.proxy;
     inner.counters.add(Counter::Requests);
-    // What the log line needs is kept only if there will be one.
-    let logged = tracing::enabled!(tracing::Level::DEBUG).then(|| (Instant::now(), request.uri().path().to_owned()));
+    let told = Told::begin(inner, &request);
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
     let (method, accept) = (parts.method.clone(), parts.headers.get(ACCEPT).cloned());
     let is_h2 = parts.version == Version::HTTP_2;
     let bootstrap = if is_h2 { h2::normalise(&mut parts, !body.is_end_stream()) } else { Ok(None) };
-    let told = connection.speaks_for_others.as_ref().map(|trusted| {
+    let introduced = connection.speaks_for_others.as_ref().map(|trusted| {
         let Client { address, is_secure, .. } = connection.client;
         trust::client(&parts.headers, address, is_secure, trusted)
     });
-    let client = told.as_ref().unwrap_or(&connection.client);
+    let client = introduced.as_ref().unwrap_or(&connection.client);
     let number = inner.ids.number();
     let id = || client.id.clone().unwrap_or_else(|| inner.ids.value(number));
     let mut entry = inner.access.as_ref().map(|log| {
@@ -105,21 +97,9 @@ pub async fn handle(connection: Arc<Connection>, mut request: Request<Incoming>)
         }
         response = response.map(|body| body.told(entry));
     }
-    if let Some((since, path)) = logged {
-        // Without the query: it is where people put secrets.
-        tracing::debug!(
-            app = &*name(&route()),
-            client = %client.address,
-            %method,
-            path,
-            status = response.status().as_u16(),
-            worker = decision.as_ref().map(|d| d.worker),
-            rule = decision.as_ref().map(|d| d.rule.name()),
-            held_ms = decision.as_ref().map(|d| d.held.as_secs_f64() * 1e3),
-            refusal = refusal.map(tracing::field::debug),
-            ms = since.elapsed().as_secs_f64() * 1e3,
-            "request"
-        );
+    if let Some(told) = told {
+        let outcome = Outcome { status: response.status(), decision, refusal };
+        told.tell(&connection, (client, id()), app.zip(route()), &method, &outcome);
     }
     response
 }

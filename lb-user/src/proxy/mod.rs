@@ -59,6 +59,7 @@ mod sharing;
 mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
+mod told;
 mod trust;
 mod tunnel;
 mod upstream;
@@ -78,6 +79,7 @@ pub use counters::{Counter, Counters};
 pub use keys::{CookieKeys, KEY_BYTES, KEY_FILE};
 
 use crate::access::{self, AccessLog};
+use crate::live::Live;
 use crate::routing::RoutingHandle;
 
 /// A socket to serve, bound and listening.
@@ -103,6 +105,8 @@ pub struct Proxy(Arc<Inner>);
 
 struct Inner {
     access: Option<Arc<AccessLog>>,
+    /// Who is told of decisions as they are made.
+    live: Live,
     routing: RoutingHandle,
     keys: CookieKeys,
     counters: Arc<Counters>,
@@ -137,6 +141,7 @@ impl Proxy {
         let ids = headers::RequestIds::new(getrandom::u64().unwrap_or_default());
         Ok(Self(Arc::new(Inner {
             access,
+            live: Live::default(),
             routing,
             keys,
             upstreams: upstream::Upstreams::new(Arc::clone(&counters)),
@@ -178,6 +183,11 @@ impl Proxy {
     /// Client connections of the app that are open now.
     pub fn connections(&self, app: u32) -> usize {
         self.0.connections.of(app)
+    }
+
+    /// Those who are told of decisions, of this path's by itself.
+    pub fn live(&self) -> &Live {
+        &self.0.live
     }
 
     pub fn counters(&self) -> &Counters {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use ipnet::IpNet;
+use lb_common::tap::Rule;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -112,6 +113,12 @@ async fn enter(proxy: &Arc<Inner>, arrival: Arrival) -> io::Result<Option<(Arc<C
         // Of too many connections the client is told with its first request.
         && refusal != Counter::RefusedConnections
     {
+        let rule = match refusal {
+            Counter::ClientTooFast => Rule::ClientTooFast,
+            Counter::AppTooFast => Rule::AppTooFast,
+            _ => Rule::Denied,
+        };
+        proxy.live.refused(&proxy.routing.snapshots.borrow(), app, (source.ip(), source.port()), rule);
         return Ok(None);
     }
     let stream = match &door.tls {

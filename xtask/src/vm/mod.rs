@@ -22,8 +22,12 @@ const GUEST_LIMIT: Duration = Duration::from_secs(45 * 60);
 const TIER_GUEST_LIMIT: Duration = Duration::from_secs(150);
 /// Two kernels that homing has a kernel path on, the oldest of them first.
 const TIER_KERNELS: [&str; 2] = ["6.12", "6.18"];
-/// What the tier asks of each of the two: that the programs load, and read packets as user space does.
-const TIER_TESTS: [&str; 1] = ["kernel every_fixture_is_read_alike_in_user_space_and_in_the_kernel"];
+/// What the tier asks of each of the two: that the programs load, read packets as user space does, and tell of what they do.
+const TIER_TESTS: [&str; 3] = [
+    "kernel every_fixture_is_read_alike_in_user_space_and_in_the_kernel",
+    "kernel a_decision_is_told_to_who_listens_for_its_client_at_the_rate_that_was_asked_for",
+    "kernel the_verifier_accepts_the_program_that_delivers_connections",
+];
 
 /// Suites that say something about a kernel, quick ones first.
 const SUITES: [&str; 14] = [

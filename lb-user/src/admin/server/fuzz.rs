@@ -66,6 +66,7 @@ async fn answered(said: &[u8]) -> (String, Vec<String>) {
                     drop(answer.send(Ok("done".to_owned())));
                 }
                 Request::Trace { answer, .. } => drop(answer.send(Err("no such app".to_owned()))),
+                Request::Live { answer, .. } => drop(answer.send(Err("too many listen".to_owned()))),
                 Request::Output { answer, .. } => drop(answer.send(Ok(Vec::new()))),
                 Request::Yield { answer, force } => {
                     drop(answer.send(if force { Ok(Bound::default()) } else { Err("not now".to_owned()) }));

@@ -62,7 +62,7 @@ fn amount(text: &str, units: &[(&str, u64)]) -> Amount {
 }
 
 /// Reads "60s", "15m", "3h", "500ms".
-pub(super) fn duration(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
     let millis = match amount(text, UNITS) {
         Amount::Scaled(millis) => millis,
         Amount::WithoutUnit => {
