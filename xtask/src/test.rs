@@ -59,6 +59,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "e2e",
                 "affinity",
                 "refusals",
+                "messages",
                 "abuse",
                 "backends",
                 "tunnels",

@@ -143,6 +143,9 @@ pub struct WorkerStatus {
     pub state: String,
     /// Why it is in that state, in words.
     pub reason: Option<String>,
+    /// In how many seconds that state ends at the latest, whoever is connected; none where nothing ends it.
+    #[serde(default)]
+    pub ends_within_seconds: Option<u64>,
     /// What it wrote last before it ended, where nobody had asked it to.
     #[serde(default)]
     pub last_output: Vec<String>,

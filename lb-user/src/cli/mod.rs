@@ -9,6 +9,7 @@ mod logs;
 mod man;
 mod orders;
 mod plain;
+mod progress;
 mod run;
 mod status;
 mod takeover;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use crate::admin::client::{self, AskError};
+use crate::admin::client::AskError;
 use crate::demo::app::{self, Place};
 
 /// Done.
@@ -121,11 +122,13 @@ enum Command {
     ///
     /// A process ends when its last connection is gone, or after the app's timeouts.drain, and is not started again until
     /// `homing undrain`. A remote host keeps its bound clients until then.
-    #[command(after_help = "Examples:\n  homing drain sales/2\n  homing drain sales")]
+    #[command(
+        after_help = "Examples:\n  homing drain sales/2\n  homing drain sales --wait      and wait until nobody is connected"
+    )]
     Drain(orders::Drain),
     /// Take a drain back.
     #[command(after_help = "Example:\n  homing undrain sales/2")]
-    Undrain(orders::Drain),
+    Undrain(orders::Undrain),
     /// Change how many workers an app may have, without a change in the configuration.
     ///
     /// Lasts until `homing reload` or the next start. Workers beyond the new maximum drain: their clients stay until they
@@ -216,9 +219,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Top(options) => top::top(&options),
         Command::Trace(options) => ask(trace::trace(options)),
         Command::Logs(options) => logs::logs(&options),
-        Command::Stop { socket, now } => ask(stop(socket.control_socket, now)),
-        Command::Drain(options) => ask(orders::drain(options, false)),
-        Command::Undrain(options) => ask(orders::drain(options, true)),
+        Command::Stop { socket, now } => ask(orders::stop(socket.control_socket, now)),
+        Command::Drain(options) => ask(orders::drain(options)),
+        Command::Undrain(options) => ask(orders::undrain(options)),
         Command::Scale(options) => ask(orders::scale(options)),
         Command::Restart(options) => ask(orders::restart(options)),
         Command::Reload(socket) => ask(orders::reload(socket.control_socket)),
@@ -291,25 +294,6 @@ fn detach(pin_dir: &std::path::Path) -> u8 {
         }
         Err(error) => fail(FAILED, &error),
     }
-}
-
-async fn stop(socket: PathBuf, now: bool) -> Result<(), AskError> {
-    use std::io::Write as _;
-    client::post(&socket, if now { "/v1/stop?now=true" } else { "/v1/stop" }).await?;
-    let mut last = None;
-    // homing closes its socket when it has ended.
-    while let Ok(status) = client::get::<crate::admin::report::Status>(&socket, "/v1/status").await {
-        let workers: usize =
-            status.apps.iter().map(|app| app.workers.iter().filter(|worker| worker.pid.is_some()).count()).sum();
-        let connections: u64 = status.apps.iter().map(|app| app.connections).sum();
-        if last.replace((workers, connections)) != Some((workers, connections)) {
-            println!("draining: {connections} connections on {workers} workers (homing stop --now does not wait)");
-            let _ = std::io::stdout().flush();
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    }
-    println!("homing has stopped.");
-    Ok(())
 }
 
 #[cfg(test)]

@@ -6,8 +6,9 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::Socket;
+use super::progress::{Left, Progress};
 use crate::admin::client::{self, AskError};
-use crate::admin::report::{AppStatus, Status};
+use crate::admin::report::Status;
 use crate::admin::server::Order;
 
 /// Between looks at what is waited for.
@@ -15,6 +16,17 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 #[derive(Args)]
 pub(super) struct Drain {
+    /// APP, or APP/N as `homing status` shows it.
+    worker: String,
+    /// Wait until nobody is connected any more, or timeouts.drain is over.
+    #[arg(long)]
+    wait: bool,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Args)]
+pub(super) struct Undrain {
     /// APP, or APP/N as `homing status` shows it.
     worker: String,
     #[command(flatten)]
@@ -62,8 +74,29 @@ fn bounds(text: &str) -> Result<(u32, u32), String> {
     }
 }
 
-pub(super) async fn drain(options: Drain, undo: bool) -> Result<(), AskError> {
-    give(&options.socket.control_socket, &Order::Drain { worker: options.worker, undo }).await
+/// Says who is still connected, and waits until nobody is if that is wanted.
+pub(super) async fn drain(options: Drain) -> Result<(), AskError> {
+    let Drain { worker: name, wait, socket: Socket { control_socket: socket } } = options;
+    give(&socket, &Order::Drain { worker: name.clone(), undo: false }).await?;
+    let mut progress = Progress::new();
+    loop {
+        let status: Status = client::get(&socket, "/v1/status").await?;
+        let left = Left::named(&status, &name);
+        if left.ending == 0 || (left.connections == 0 && !wait) {
+            progress.end("Nobody is connected there.");
+            return Ok(());
+        }
+        if !wait {
+            progress.end(&format!("{}; --wait waits for their end.", left.endings()));
+            return Ok(());
+        }
+        progress.say(&left, &left.endings());
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+pub(super) async fn undrain(options: Undrain) -> Result<(), AskError> {
+    give(&options.socket.control_socket, &Order::Drain { worker: options.worker, undo: true }).await
 }
 
 pub(super) async fn scale(options: Scale) -> Result<(), AskError> {
@@ -89,7 +122,7 @@ async fn give(socket: &Path, order: &Order) -> Result<(), AskError> {
 pub(super) async fn restart(options: Restart) -> Result<(), AskError> {
     let Restart { app: name, rolling, socket: Socket { control_socket: socket } } = options;
     give(&socket, &Order::Restart { app: name.clone(), rolling }).await?;
-    let mut last = None;
+    let mut progress = Progress::new();
     loop {
         let status: Status = client::get(&socket, "/v1/status").await?;
         let Some(app) = status.apps.into_iter().find(|app| app.name == name) else { return Ok(()) };
@@ -98,30 +131,28 @@ pub(super) async fn restart(options: Restart) -> Result<(), AskError> {
                 "the restart is stopped, the old workers go on: the new one {reason}"
             )));
         }
-        let count = |state: &str| app.workers.iter().filter(|worker| worker.state == state).count();
-        let now = (count("starting"), count("ready"), count("draining"));
+        let left = Left::of(&app.workers);
         if !app.restarting {
-            println!("{}", restarted(&app, now.2));
+            let has = format!("{name} has new workers.");
+            progress.end(&if left.ending == 0 { has } else { format!("{has} {} of the old ones.", left.endings()) });
             return Ok(());
         }
-        if last.replace(now) != Some(now) {
-            println!("{} starting, {} ready, {} draining", now.0, now.1, now.2);
-        }
+        progress.say(&left, &left.changes());
         tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
-fn restarted(app: &AppStatus, draining: usize) -> String {
-    match draining {
-        0 => format!("{} has new workers.", app.name),
-        _ => format!(
-            "{} has new workers; {draining} old ones serve {} connections until these end or timeouts.drain is over.",
-            app.name,
-            app.workers
-                .iter()
-                .filter(|worker| worker.state == "draining")
-                .map(|worker| worker.connections)
-                .sum::<u64>()
-        ),
+/// Drains and stops homing, and waits until it has.
+pub(super) async fn stop(socket: PathBuf, now: bool) -> Result<(), AskError> {
+    client::post(&socket, if now { "/v1/stop?now=true" } else { "/v1/stop" }).await?;
+    let mut progress = Progress::new();
+    // homing closes its socket when it has ended.
+    while let Ok(status) = client::get::<Status>(&socket, "/v1/status").await {
+        let left = Left::of(status.apps.iter().flat_map(|app| &app.workers));
+        let remedy = if now { "" } else { " (homing stop --now does not wait)" };
+        progress.say(&left, &format!("draining: {}{remedy}", left.endings()));
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
+    progress.end("homing has stopped.");
+    Ok(())
 }

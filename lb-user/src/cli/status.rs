@@ -162,7 +162,7 @@ pub(super) fn span(seconds: u64) -> String {
     }
 }
 
-fn count(number: u64, what: &str) -> String {
+pub(super) fn count(number: u64, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
@@ -176,6 +176,7 @@ mod tests {
             id: format!("sales/{number}"),
             pid: reason.is_none().then_some(4_194_300),
             state: state.to_owned(),
+            ends_within_seconds: None,
             reason: reason.map(str::to_owned),
             last_output: reason
                 .iter()

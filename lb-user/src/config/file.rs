@@ -29,6 +29,7 @@ use toml::de::{DeTable, DeValue};
 
 use self::app::Apps;
 pub use self::output::DEFAULT as DEFAULT_OUTPUT;
+pub(crate) use self::reader::nearest;
 use self::reader::{Report, Table};
 pub(crate) use self::value::duration;
 use super::location::place;

@@ -191,6 +191,7 @@ impl Runner {
             pid: running.map(Running::pid),
             state: worker.state_name().to_owned(),
             reason: worker.reason().map(str::to_owned).or_else(|| remote?.obstacle.clone()).or(drained),
+            ends_within_seconds: worker.phase.ends_at().map(|at| at.saturating_sub(self.started.elapsed()).as_secs()),
             last_output: self.last_output.of(&self.config.apps[app].name, worker.number).to_vec(),
             generation: worker.backend.generation(),
             clients: match self.config.apps[app].affinity_in_force() {

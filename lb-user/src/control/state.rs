@@ -144,6 +144,20 @@ pub enum Phase {
     Silent { reason: Option<String> },
 }
 
+impl Phase {
+    /// When something else follows at the latest; `None`: nothing has to.
+    pub fn ends_at(&self) -> Option<Moment> {
+        let at = match self {
+            Self::Starting { deadline } | Self::Draining { deadline, .. } => deadline,
+            Self::Leaving { until, .. } | Self::Backoff { until, .. } => until,
+            Self::Ending { kill_at, .. } => kill_at,
+            Self::Stopped | Self::Queued | Self::Ready | Self::Failed { .. } | Self::Silent { .. } => return None,
+        };
+        // A remote host drains until it is taken back.
+        Some(*at).filter(|at| *at != Moment::MAX)
+    }
+}
+
 /// What follows an end that homing asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum After {

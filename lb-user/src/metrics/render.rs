@@ -141,6 +141,7 @@ pub(super) mod tests {
             id: id.to_owned(),
             pid: Some(1),
             state: state.to_owned(),
+            ends_within_seconds: None,
             reason: None,
             last_output: Vec::new(),
             generation: 1,

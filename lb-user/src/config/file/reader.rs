@@ -246,7 +246,8 @@ pub(super) fn shown(text: &str) -> String {
     shown
 }
 
-fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+/// The one that was probably meant.
+pub(crate) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     // Distances grow with the square of the length, and no key is that long.
     if name.chars().nth(SHOWN_CHARS_MAX).is_some() {
         return None;
