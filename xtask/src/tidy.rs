@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: the house rules that no compiler checks. Every finding says where, what and what to do.
 
 pub mod documents;
+mod errors;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -62,6 +63,8 @@ pub fn tidy() -> anyhow::Result<()> {
     }
     documents::check(&files, &mut findings)?;
     check_dependencies(&files, &mut findings)?;
+    let read = |path: &String| Some((path.clone(), fs::read_to_string(root().join(path)).ok()?));
+    errors::check(&files.iter().filter_map(read).collect(), &mut |finding| findings.push(finding));
     if findings.is_empty() {
         println!("tidy: {} files, nothing found", files.len());
         return Ok(());

@@ -102,6 +102,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_no_file_of_a_worker_is_not_read() {
+        let refused = stream::View::open(Path::new("/dev/null")).err().expect("it is a device");
+        assert_eq!(refused.to_string(), "it is not a regular file");
+    }
+
+    #[test]
     fn files_are_named_by_app_or_worker_and_what_is_not_there_is_told_with_what_is() {
         let text = "[homing]\nlog_dir = \"/logs\"\n\
                     [[app]]\nname = \"sales\"\nlisten = [\"127.0.0.1:1\"]\ncommand = [\"sh\"]\nworkers.max = 3\n\

@@ -251,6 +251,14 @@ mod tests {
     }
 
     #[test]
+    fn a_key_file_that_cannot_be_opened_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(KEY_FILE, dir.path().join(KEY_FILE)).unwrap();
+        let message = message_of(CookieKeys::load_or_create(dir.path()));
+        assert!(message.contains("cannot open the cookie key file") && message.contains(KEY_FILE), "{message}");
+    }
+
+    #[test]
     fn a_key_file_of_the_wrong_size_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         for size in [0, 31, 33, 64, 95, 97, 4096] {

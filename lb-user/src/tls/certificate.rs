@@ -190,6 +190,10 @@ mod tests {
         assert!(told(&files).contains("has no private key in it"), "{}", told(&files));
         fs::write(&files.tls().certificate, "nothing").unwrap();
         assert!(told(&files).contains("has no certificate in it"), "{}", told(&files));
+        fs::write(&files.tls().certificate, "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n").unwrap();
+        assert!(told(&files).contains("cert.pem` is not PEM: "), "{}", told(&files));
+        fs::write(&files.tls().certificate, vec![b'a'; FILE_BYTES_MAX as usize + 1]).unwrap();
+        assert!(told(&files).contains("is too large for PEM"), "{}", told(&files));
         fs::remove_file(&files.tls().certificate).unwrap();
         assert!(told(&files).contains("cannot be read: No such file"), "{}", told(&files));
     }

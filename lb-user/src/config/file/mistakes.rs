@@ -55,6 +55,8 @@ const WRONG: &[(&str, &str)] = &[
     ("affinity = \"sticky\"", "5:12: `affinity` must be \"ip\", \"cookie\" or \"auto\", not `sticky`"),
     ("env = [\"A=1\"]", "5:7: `env` must be a table, not a list"),
     ("env.A = 1", "5:9: `A` must be a string in quotes, not a whole number"),
+    ("env.A = \"\\u0000\"", "5:9: `A` cannot contain a NUL character"),
+    ("directory = \"\\u0000\"", "5:13: `directory` must not contain a NUL character"),
     ("env.PORT = \"1\"", "5:5: `PORT` is set by homing for each worker; remove it from `env`"),
     ("env.LISTEN_PID = \"1\"", "5:5: `LISTEN_PID` is set by homing for each worker; remove it from `env`"),
     (
@@ -250,6 +252,32 @@ fn each_mistake_earns_one_complaint_with_its_place_and_remedy() {
     for (lines, expected) in WRONG {
         assert_eq!(complaints(&format!("{APP}{lines}\n")), [format!("homing.toml:{expected}")], "for {lines}");
     }
+}
+
+#[test]
+fn more_than_homing_can_hold_is_told_with_the_bound() {
+    let listed = |count: usize, text: fn(usize) -> String| (0..count).map(text).collect::<Vec<_>>().join(", ");
+    let prefixes = listed(16_385, |n| format!("\"10.{}.{}.1\"", n / 256, n % 256));
+    let backends = listed(1_025, |n| format!("{{ address = \"10.1.{}.{}:80\" }}", n / 256, n % 256));
+    for (lines, expected) in [
+        (format!("protect.deny = [{prefixes}]"), "`deny` has 16385 prefixes, 16384 at most"),
+        (format!("backends = [{backends}]"), "`backends` has 1025 entries, 1024 at most"),
+    ] {
+        let complaints = complaints(&format!("{APP}{lines}\n"));
+        assert!(complaints.iter().any(|complaint| complaint.ends_with(expected)), "{expected}: {complaints:?}");
+    }
+}
+
+#[test]
+fn an_error_page_that_is_too_large_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = dir.path().join("page.html");
+    std::fs::write(&page, vec![b' '; 1 << 20]).unwrap();
+    let complaints = complaints(&format!("{APP}http.error_page = {page:?}\n"));
+    assert!(
+        complaints[0].contains("page.html` is larger than ") && complaints[0].ends_with("KiB; make it smaller"),
+        "{complaints:?}"
+    );
 }
 
 /// Values of `listen`, and the complaint.
