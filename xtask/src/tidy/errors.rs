@@ -38,7 +38,7 @@ const UNPROVOKED: [(&str, &str); 24] = [
         "the kernel refused the eBPF programs",
         "a kernel that has everything and refuses them; tests of other kernels see what lacks (lacking.rs)",
     ),
-    ("the kernel did not attach", "the kernel would have to accept a program and not attach it"),
+    ("cannot give up the privileges", "the kernel would have to refuse a process to have less"),
     (
         "the worker sent",
         "logged for debugging alone; what stands in its place is compared as a value where answers are read",
