@@ -19,7 +19,7 @@ use crate::steer::Outgoing;
 /// stack is its own, too.
 #[inline(never)]
 pub fn relieve(ctx: &XdpContext, syn: &Outgoing) -> u32 {
-    let network = syn.network;
+    let network = usize::from(syn.network);
     let answered = if syn.is_v4 { answer_v4(ctx, network, syn.opens) } else { answer_v6(ctx, network, syn.opens) };
     maps::count(if answered.is_some() { Counter::XdpSyncookie } else { Counter::XdpSynWorker });
     answered.unwrap_or(XDP_PASS)

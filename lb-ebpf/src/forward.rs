@@ -57,6 +57,7 @@ fn transmit(ctx: &XdpContext, route: &Route) -> u32 {
 #[inline(always)]
 fn prepare(ctx: &XdpContext, outgoing: &Outgoing, backend: &Backend, route: &Route) -> Result<(), u32> {
     let Outgoing { network, is_v4, flow, .. } = *outgoing;
+    let network = usize::from(network);
     let packet = XdpPacket::new(ctx);
     let outer_len = outer_len(backend);
     let (inner_len, class) = hop(&packet, network, is_v4)?;

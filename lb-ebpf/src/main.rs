@@ -84,7 +84,6 @@ fn steer(ctx: &XdpContext, leaving: &mut MaybeUninit<Outgoing>) -> u32 {
             XDP_DROP
         }
         Steered::Opens(backend, network, is_v4) => {
-            let network = usize::from(network);
             leaving.write(Outgoing { opens: backend, network, is_v4, ..Outgoing::NOWHERE });
             OPENS
         }

@@ -2,9 +2,9 @@
 //!
 //! User space owns all but BINDINGS, LIVE's counts and what is counted or due; the programs only read the rest.
 
-use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_INNER_MAP, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_INNER_MAP, BPF_F_NO_PREALLOC, bpf_map_type};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockHash};
-use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_map_lookup_elem};
 use aya_ebpf::macros::btf_map;
 use core::arch::asm;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
@@ -31,7 +31,7 @@ pub static PORTS: Array<Ports, 1> = Array::new();
 
 /// App → its ring. A new ring is built aside and put here in one step: no connection sees half of one.
 #[btf_map]
-pub static RINGS: ArrayOfMaps<Array<Slot, 1, { BPF_F_INNER_MAP as usize }>, { APPS_MAX as usize }> = ArrayOfMaps::new();
+pub static RINGS: ArrayOfMaps<Ring, { APPS_MAX as usize }> = ArrayOfMaps::new();
 
 /// Backend index → the backend that lives there (id NONE: nobody).
 #[btf_map]
@@ -106,6 +106,26 @@ pub static DECISIONS: Decisions = Decisions::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { Counter::COUNT as usize }> = PerCpuArray::new();
 
+/// A ring: slot → [`Slot`]. It declares sizes, not types, because user space makes rings without types: up to some Linux
+/// after 6.1 an array of maps takes only what has types where its declaration has them.
+#[repr(C)]
+pub struct Ring {
+    r#type: *const [i32; bpf_map_type::BPF_MAP_TYPE_ARRAY as usize],
+    key_size: *const [i32; size_of::<u32>()],
+    value_size: *const [i32; size_of::<Slot>()],
+    max_entries: *const [i32; 1],
+    map_flags: *const [i32; BPF_F_INNER_MAP as usize],
+}
+
+impl Ring {
+    #[inline(always)]
+    fn get(&self, index: u32) -> Option<&Slot> {
+        let map = core::ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: the kernel gave this very map; its keys are a u32, its values a `Slot` that stays where it is.
+        unsafe { bpf_map_lookup_elem(map, (&raw const index).cast()).cast::<Slot>().as_ref() }
+    }
+}
+
 /// Socket → whose it is, inherited by accepted sockets.
 #[btf_map]
 pub static OWNERS: OwnerStorage = OwnerStorage::new();
@@ -127,7 +147,7 @@ pub struct Decisions {
     max_entries: *const [i32; DECISIONS_BYTES as usize],
 }
 
-const BPF_MAP_TYPE_RINGBUF: usize = aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_RINGBUF as usize;
+const BPF_MAP_TYPE_RINGBUF: usize = bpf_map_type::BPF_MAP_TYPE_RINGBUF as usize;
 
 // SAFETY: the pointers only describe the map to the loader and are never followed.
 unsafe impl Sync for Decisions {}
@@ -143,7 +163,7 @@ impl Decisions {
     }
 }
 
-const BPF_MAP_TYPE_SK_STORAGE: usize = aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize;
+const BPF_MAP_TYPE_SK_STORAGE: usize = bpf_map_type::BPF_MAP_TYPE_SK_STORAGE as usize;
 
 // SAFETY: the pointers only describe the map to the loader and are never followed.
 unsafe impl Sync for OwnerStorage {}
@@ -230,7 +250,7 @@ pub struct KernelTables;
 impl Tables for KernelTables {
     #[inline(always)]
     fn slot(&self, app: u32, index: u32) -> Option<Slot> {
-        RINGS.get_value(app, &index).copied()
+        RINGS.get(app)?.get(index).copied()
     }
 
     #[inline(always)]
