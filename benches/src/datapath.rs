@@ -14,6 +14,7 @@ use lb_common::abi::{BackendId, Counter, SERVICE_LIMITED, SERVICE_LISTED, SERVIC
 use lb_common::maglev::{self, Member};
 
 use crate::report::{Bar, Case, Rounds};
+pub use kernel::FLOORS;
 use kernel::{BOUND, FIRST, Kernel};
 
 const DROP: u32 = 1;
@@ -97,6 +98,7 @@ const FLOOR_PASS: &str = "floor: pass";
 const FLOOR_REPLAY: &str = "floor: replay and pass";
 const FLOOR_L2: &str = "floor: link address";
 const FLOOR_ENCAPSULATE: &str = "floor: encapsulate";
+const SYN_STABLE: &str = "local, SYN, slot stable";
 const IPIP_ONE: &str = "remote IPIP, 1 client";
 
 fn subjects() -> Vec<Subject> {
@@ -153,7 +155,7 @@ fn subjects() -> Vec<Subject> {
         passes("not ours, IPv4", packets::ack(22), Counter::XdpNotOurs, 2.5),
         passes("not ours, IPv6", packets::ack_v6(22), Counter::XdpNotOurs, 2.5),
         passes("local, established", ack(App::Local), Counter::XdpEstablished, 4.0),
-        opens("local, SYN, slot stable", App::Local, FIRST, BOUND, None),
+        opens(SYN_STABLE, App::Local, FIRST, BOUND, None),
         opens("local, SYN, bound client of 1M", App::Moving, FIRST, BOUND / 2, None),
         opens("local, SYN, new client, 1M bound", App::Moving, STRANGERS, BOUND, Some(Bar::Value(900.0))),
         remote("remote L2, 1 client", App::L2, 1, FLOOR_L2, l2),
@@ -174,6 +176,40 @@ fn subjects() -> Vec<Subject> {
         drops("denied by a list of 16k", App::Denying, 1 << 14, Counter::XdpDenied),
         drops("too fast, 64k clients", App::Limited, 1 << 16, Counter::XdpClientTooFast),
     ]
+}
+
+/// The subjects for which one client is enough, for who measures them otherwise.
+pub struct Single {
+    kernel: Kernel,
+    subjects: Vec<Subject>,
+}
+
+impl Single {
+    /// In a network namespace that has nothing but a loopback. Every subject does what its name says.
+    pub fn load() -> anyhow::Result<Self> {
+        let mut kernel = Kernel::without_clients()?;
+        let mut subjects = subjects();
+        for subject in &mut subjects {
+            if let (SYN_STABLE, Packets::Many { clients, .. }) = (subject.name, &mut subject.packets) {
+                *clients = 1;
+            }
+        }
+        subjects.retain(|subject| matches!(subject.packets, Packets::One(_) | Packets::Many { clients: 1, .. }));
+        for subject in &subjects {
+            kernel.check(subject).with_context(|| subject.name.to_owned())?;
+        }
+        Ok(Self { kernel, subjects })
+    }
+
+    pub fn names(&self) -> Vec<&'static str> {
+        self.subjects.iter().map(|subject| subject.name).collect()
+    }
+
+    /// What the kernel says a run of this subject takes, harness included.
+    pub fn nanoseconds(&mut self, name: &str, runs: u32) -> anyhow::Result<f64> {
+        let subject = self.subjects.iter().find(|subject| subject.name == name).context("a subject's name")?;
+        Ok(self.kernel.run(subject, runs)?.duration.as_nanos() as f64)
+    }
 }
 
 pub fn run(rounds: Rounds) -> anyhow::Result<Vec<Case>> {

@@ -1,5 +1,6 @@
 //! Benchmarks: cases side by side in one run, interleaved, as ratios. `cargo xtask bench` builds and runs this.
 
+mod cost;
 mod datapath;
 mod http;
 mod load;
@@ -41,6 +42,15 @@ enum Bench {
     /// What stands behind homing in that case; started by it.
     #[command(hide = true)]
     Worker,
+    /// Instructions for packets and connections, in a virtual machine that counts them: cargo xtask vm --cost.
+    #[command(hide = true)]
+    Cost,
+    /// What stands behind homing there.
+    #[command(hide = true)]
+    CostWorker {
+        #[arg(long)]
+        port: u16,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -51,6 +61,8 @@ fn main() -> anyhow::Result<()> {
         Bench::Path => path::run(rounds)?,
         Bench::Http { steady } => http::run(rounds, steady)?,
         Bench::Worker => return http::worker(),
+        Bench::Cost => return cost::run(),
+        Bench::CostWorker { port } => return cost::worker(port),
     };
     print!("{}", report::table(&cases));
     if let Some(path) = cli.json {

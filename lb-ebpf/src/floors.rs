@@ -10,7 +10,7 @@ mod packet;
 
 use crate::packet::XdpPacket;
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
 use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
 use aya_ebpf::macros::{btf_map, xdp};
@@ -88,6 +88,18 @@ fn put(start: usize, words: &[u32]) {
 #[xdp]
 pub fn floor_pass(_ctx: XdpContext) -> u32 {
     XDP_PASS
+}
+
+/// Where measured packets end: datagrams over IPv4, and IPv4 in IPv4. All else passes.
+#[xdp]
+pub fn sink(ctx: XdpContext) -> u32 {
+    const IPV4: u16 = u16::from_be_bytes([8, 0]).to_be();
+    const UDP: u8 = 17;
+    const IPIP: u8 = 4;
+    let Some(start) = XdpPacket::new(&ctx).place::<24>(0) else { return XDP_PASS };
+    // SAFETY: the 13th and 14th of the bytes that `place` gave, at a multiple of two, and the 24th.
+    let (kind, protocol) = unsafe { (*((start + 12) as *const u16), *((start + 23) as *const u8)) };
+    if kind == IPV4 && matches!(protocol, UDP | IPIP) { XDP_DROP } else { XDP_PASS }
 }
 
 /// The least for a packet that goes back: its link addresses change places.

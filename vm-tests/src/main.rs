@@ -69,10 +69,13 @@ fn prepare() -> anyhow::Result<()> {
 }
 
 fn run_all() -> anyhow::Result<()> {
-    let plan = Plan::parse(&plan::read(PLAN)?)?;
-    for test in &plan.tests {
+    let (limit, tests) = match Plan::parse(&plan::read(PLAN)?)? {
+        Plan::Tests { limit, tests } => (limit, tests),
+        Plan::Program(words) => return run_program(&words),
+    };
+    for test in &tests {
         let start = Instant::now();
-        let outcome = run(test, plan.limit);
+        let outcome = run(test, limit);
         let took = start.elapsed().as_secs_f64();
         match outcome {
             Ok(()) => println!("@@ PASS {test} ({took:.1} s)"),
@@ -86,6 +89,17 @@ fn run_all() -> anyhow::Result<()> {
                 println!("@@ FAIL {test}: {error:#} ({took:.1} s)");
             }
         }
+    }
+    Ok(())
+}
+
+/// Runs a program to its end, however long that takes; the console gets what it says.
+fn run_program(words: &[String]) -> anyhow::Result<()> {
+    let (program, arguments) = words.split_first().context("a program is named")?;
+    let mut child = Command::new(program).args(arguments).stdin(Stdio::null()).spawn().context(program.clone())?;
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("{program}: {status}");
     }
     Ok(())
 }

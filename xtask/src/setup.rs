@@ -136,6 +136,23 @@ pub fn vm_tools() -> anyhow::Result<()> {
     step("QEMU, and tools to put a guest together", || apt(&missing))
 }
 
+/// What costs are counted beside. None of these is started.
+pub fn cost_peers() -> anyhow::Result<()> {
+    peers()?;
+    let mut missing: Vec<&str> = [("ipvsadm", "ipvsadm"), ("nft", "nftables")]
+        .into_iter()
+        .filter(|(program, _)| !has(program) && !PathBuf::from("/usr/sbin").join(program).exists())
+        .map(|(_, package)| package)
+        .collect();
+    if !PathBuf::from("/usr/lib/nginx/modules/ngx_stream_module.so").exists() {
+        missing.push("libnginx-mod-stream");
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    step("balancers of the kernel's, to be counted beside", || apt(&missing))
+}
+
 /// Headers for building libbpf, the second loader that tests load the kernel programs with.
 pub fn libbpf_headers() -> anyhow::Result<()> {
     let needed = [("libelf.h", "libelf-dev"), ("zlib.h", "zlib1g-dev")];

@@ -17,7 +17,7 @@ use lb_common::addr::Addr;
 
 use super::{App, Packets, Program, Subject, packets};
 
-static FLOORS: &[u8] = aya::include_bytes_aligned!(env!("FLOORS_OBJECT"));
+pub static FLOORS: &[u8] = aya::include_bytes_aligned!(env!("FLOORS_OBJECT"));
 
 /// The first client's address; the others follow it.
 pub const FIRST: u32 = u32::from_be_bytes([10, 0, 0, 0]);
@@ -46,8 +46,19 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// In the network namespace of this process, which has nothing but a loopback.
+    /// In the network namespace of this thread, which has nothing but a loopback; with full tables.
     pub fn load() -> anyhow::Result<Self> {
+        let mut kernel = Self::without_clients()?;
+        kernel.bind(App::Moving, BOUND, BACKENDS[0])?;
+        kernel.bind(App::MovingRemote, BOUND_REMOTE, BACKENDS[2])?;
+        kernel.check_bound(App::Moving, BOUND / 2)?;
+        kernel.check_bound(App::MovingRemote, BOUND_REMOTE)?;
+        kernel.set_protection()?;
+        Ok(kernel)
+    }
+
+    /// The same with nobody in the tables.
+    pub fn without_clients() -> anyhow::Result<Self> {
         link()?;
         let mut kernel = Self { homing: EbpfLoader::new().load(OBJECT)?, floors: EbpfLoader::new().load(FLOORS)? };
         xdp(&mut kernel.homing, "homing_xdp")?.load()?;
@@ -58,11 +69,6 @@ impl Kernel {
         let services = App::ALL.map(|app| kernel.set_app(app)).into_iter().collect::<anyhow::Result<Vec<_>>>()?;
         let mut ports: Array<_, Ports> = kernel.homing.map_mut("PORTS").context("a map")?.try_into()?;
         ports.set(0, *homing::datapath::ports(&services), 0)?;
-        kernel.bind(App::Moving, BOUND, BACKENDS[0])?;
-        kernel.bind(App::MovingRemote, BOUND_REMOTE, BACKENDS[2])?;
-        kernel.check_bound(App::Moving, BOUND / 2)?;
-        kernel.check_bound(App::MovingRemote, BOUND_REMOTE)?;
-        kernel.set_protection()?;
         Ok(kernel)
     }
 
@@ -206,7 +212,7 @@ impl Kernel {
         Ok(self.run(subject, REPEAT)?.duration.as_nanos() as f64 + 0.5)
     }
 
-    fn run(&mut self, subject: &Subject, repeat: u32) -> anyhow::Result<TestRunResult> {
+    pub fn run(&mut self, subject: &Subject, repeat: u32) -> anyhow::Result<TestRunResult> {
         let (program, frame) = self.prepare(subject)?;
         let context = context(frame)?;
         let options =
@@ -250,7 +256,7 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
 
 /// `struct xdp_md` (Linux: include/uapi/linux/bpf.h) of a frame that came in by the cable: it leaves there, too.
 fn context(frame: &[u8]) -> anyhow::Result<Vec<u8>> {
-    let cable = std::fs::read_to_string("/proc/self/net/dev_snmp6/eth0")?;
+    let cable = std::fs::read_to_string("/proc/thread-self/net/dev_snmp6/eth0")?;
     let index = cable.split_whitespace().nth(1).context("eth0 has an index")?.parse()?;
     let fields = [0, u32::try_from(frame.len())?, 0, index, 0, 0];
     Ok(fields.iter().flat_map(|field: &u32| field.to_ne_bytes()).collect())

@@ -19,22 +19,65 @@ const MEMORY_MIB: &str = "2048";
 const COMMAND_LINE: &str =
     "console=ttyS0 quiet loglevel=4 panic=-1 PATH=/bin:/sbin HOMING_BIN=/bin/homing RUST_BACKTRACE=0";
 
+/// What kind of machine is made up.
+pub enum Machine {
+    /// As quick as it can be.
+    Quick,
+    /// Every nanosecond of its clock is one instruction of its one CPU, and nothing in it is left to chance.
+    Counting,
+}
+
+impl Machine {
+    fn options(&self) -> &'static [&'static str] {
+        match self {
+            Self::Quick => &["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"],
+            Self::Counting => &[
+                "-accel",
+                "tcg,thread=single",
+                "-smp",
+                "1",
+                "-cpu",
+                "max,-rdrand,-rdseed",
+                "-icount",
+                "shift=0,sleep=off",
+                "-rtc",
+                "base=2024-01-01T00:00:00,clock=vm",
+                // What QEMU gives the kernel to begin its random numbers with.
+                "-seed",
+                "1",
+            ],
+        }
+    }
+
+    fn command_line(&self) -> String {
+        let more = match self {
+            Self::Quick => "",
+            Self::Counting => " nokaslr norandmaps random.trust_cpu=off random.trust_bootloader=off",
+        };
+        format!("{COMMAND_LINE}{more}")
+    }
+}
+
 /// What the guest said of each test: `None` passed, or why not.
 #[derive(Default)]
 pub struct Said {
     pub outcomes: BTreeMap<String, Option<String>>,
+    /// What it measured, in its order.
+    pub costs: Vec<(String, f64)>,
     /// Why the guest said no more, where it did not come to its end.
     pub broken: Option<String>,
 }
 
 /// Boots the kernel on the archive and listens until the guest has ended, for so long at most. Everything it says is kept
 /// in `log`.
-pub fn boot(kernel: &Kernel, initrd: &Path, log: &Path, limit: Duration) -> anyhow::Result<Said> {
+pub fn boot(kernel: &Kernel, initrd: &Path, log: &Path, machine: &Machine, limit: Duration) -> anyhow::Result<Said> {
     let mut qemu = Running(
         Command::new("qemu-system-x86_64")
-            .args(["-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max", "-smp", "2", "-m", MEMORY_MIB])
+            .args(["-machine", "q35", "-m", MEMORY_MIB])
+            .args(machine.options())
             .args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"])
-            .args(["-append", COMMAND_LINE])
+            .arg("-append")
+            .arg(machine.command_line())
             .arg("-kernel")
             .arg(&kernel.image)
             .arg("-initrd")
@@ -90,6 +133,8 @@ impl Said {
             self.outcomes.insert(test.to_owned(), None);
         } else if let Some((test, why)) = words.strip_prefix("FAIL ").and_then(|rest| rest.split_once(": ")) {
             self.outcomes.insert(test.to_owned(), Some(why.to_owned()));
+        } else if let Some((cost, name)) = words.strip_prefix("COST ").and_then(|rest| rest.split_once(' ')) {
+            self.costs.extend(cost.parse().ok().map(|cost| (name.to_owned(), cost)));
         } else if let Some(why) = words.strip_prefix("BROKEN ") {
             self.broken = Some(why.to_owned());
         }
@@ -118,6 +163,7 @@ mod tests {
             "@@ PASS kernel a_test (0.3 s)",
             "[    2.1] late: @@ FAIL e2e b_test: thread 'b' panicked at x.rs:1: no: (2.0 s)",
             "words of nobody",
+            "@@ COST 1463.5 packet, homing l2",
             "@@ END",
         ] {
             said.hear(line);
@@ -126,6 +172,7 @@ mod tests {
         let why = said.outcomes["e2e b_test"].as_deref();
         assert!(why.is_some_and(|why| why.contains("panicked at x.rs")), "{why:?}");
         assert_eq!((said.outcomes.len(), said.broken), (2, None));
+        assert_eq!(said.costs, [("packet, homing l2".to_owned(), 1463.5)]);
     }
 
     #[test]

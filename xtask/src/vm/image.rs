@@ -9,12 +9,12 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 
-use crate::run::{at_root, build_homing, cargo, run, target_dir};
+use crate::run::{at_root, cargo, run, target_dir};
 
-use super::kernels::{Kernel, MODULES};
+use super::kernels::Kernel;
 
 /// What the suites and the kernel call.
-const PROGRAMS: [&str; 11] =
+pub const PROGRAMS: [&str; 11] =
     ["cat", "env", "ethtool", "ip", "modprobe", "nsenter", "setpriv", "sh", "sleep", "sysctl", "tc"];
 /// Where programs are looked for; root's PATH may lack some of them.
 const PROGRAM_DIRS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
@@ -24,6 +24,13 @@ pub struct Suite {
     pub name: String,
     pub program: PathBuf,
     pub tests: Vec<String>,
+}
+
+impl Suite {
+    /// As a file, and where the guest has it.
+    pub fn file(&self) -> (PathBuf, PathBuf) {
+        (self.program.clone(), Path::new("tests").join(&self.name))
+    }
 }
 
 /// Builds these suites; their tests, in the harness' order.
@@ -55,9 +62,8 @@ pub struct Base {
 }
 
 impl Base {
-    /// Also builds homing and process 1.
-    pub fn build(suites: &[Suite]) -> anyhow::Result<Self> {
-        let homing = build_homing()?;
+    /// With homing, these programs of the host's, and files of it by where they are to be. Also builds process 1.
+    pub fn build(homing: &Path, programs: &[&str], files: &[(PathBuf, PathBuf)]) -> anyhow::Result<Self> {
         cargo(["build", "--package", "homing-vm-tests"])?;
         let init = target_dir().join("debug/vm-init");
         let root = fresh("root")?;
@@ -83,14 +89,16 @@ impl Base {
             Ok(())
         };
         put(&init, root.join("init"))?;
-        put(&homing, root.join("bin/homing"))?;
-        for program in PROGRAMS {
+        put(homing, root.join("bin/homing"))?;
+        for &program in programs {
             // The kernel calls /sbin/modprobe.
             let dir = if program == "modprobe" { "sbin" } else { "bin" };
             put(&find(program)?, root.join(dir).join(program))?;
         }
-        for suite in suites {
-            put(&suite.program, root.join("tests").join(&suite.name))?;
+        for (from, to) in files {
+            let to = root.join(to);
+            fs::create_dir_all(to.parent().context("a file lies in a folder")?)?;
+            put(from, to)?;
         }
         for library in libraries {
             let to = root.join(library.strip_prefix("/").context("libraries have whole paths")?);
@@ -103,16 +111,16 @@ impl Base {
         Ok(Self { archive })
     }
 
-    /// The whole for one kernel and this plan. The kernel unpacks archives one after another.
-    pub fn with(&self, kernel: &Kernel, plan: &str) -> anyhow::Result<PathBuf> {
+    /// The whole for one kernel, what to load into it, and this plan. The kernel unpacks archives one after another.
+    pub fn with(&self, kernel: &Kernel, modules: &[&str], plan: &str) -> anyhow::Result<PathBuf> {
         let root = fresh("more")?;
         fs::write(root.join("plan"), plan)?;
-        fs::write(root.join("modules"), MODULES.join("\n"))?;
+        fs::write(root.join("modules"), modules.join("\n"))?;
         run(Command::new("cp").arg("-r").args([&kernel.modules.join("lib"), &root]))?;
         let archive = root.with_extension("cpio");
         pack(&root, &archive)?;
         fs::remove_dir_all(&root)?;
-        let whole = target_dir().join("vm/initrd");
+        let whole = dir().join("initrd");
         let mut out = File::create(&whole)?;
         for part in [&self.archive, &archive] {
             std::io::copy(&mut File::open(part)?, &mut out)?;
@@ -122,9 +130,20 @@ impl Base {
     }
 }
 
+impl Drop for Base {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(dir());
+    }
+}
+
+/// Of this process: another may put guests together at the same time.
+fn dir() -> PathBuf {
+    target_dir().join(format!("vm/{}", std::process::id()))
+}
+
 /// An empty folder.
 fn fresh(name: &str) -> anyhow::Result<PathBuf> {
-    let dir = target_dir().join("vm").join(name);
+    let dir = dir().join(name);
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir)?;
     Ok(dir)

@@ -22,7 +22,7 @@ pub struct Series {
 }
 
 /// Oldest first. Why the first has no kernel path says docs/decisions/0023.
-pub const SERIES: [Series; 5] = [
+pub static SERIES: [Series; 5] = [
     Series {
         name: "5.10",
         archive: "debian-security",
@@ -56,7 +56,7 @@ pub const SERIES: [Series; 5] = [
         archive: "debian",
         suite: "forky",
         has_kernel_path: true,
-        packages: &["linux-binary-7.2.", "linux-modules-7.2."],
+        packages: &["linux-binary-7.2.", "linux-modules-7.2.", "linux-base-7.2."],
     },
 ];
 
@@ -80,6 +80,26 @@ pub const MODULES: [&str; 14] = [
     "sch_netem",
     "sch_ingress",
     "cls_bpf",
+];
+
+/// What costs are measured with beside those.
+pub const COST_MODULES: [&str; 16] = [
+    "veth",
+    "pktgen",
+    "sch_ingress",
+    "cls_matchall",
+    "act_gact",
+    "ip_vs",
+    "ip_vs_rr",
+    "nf_tables",
+    "nf_conntrack",
+    "nf_nat",
+    "nft_chain_nat",
+    "nft_nat",
+    "nft_redir",
+    "nft_ct",
+    "nft_hash",
+    "nf_defrag_ipv4",
 ];
 
 /// A kernel that can be booted.
@@ -204,7 +224,8 @@ fn debs(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
 /// The kernel and the modules that tests need, from the packages in `dir`, unless they are there.
 fn unpacked(dir: &Path) -> anyhow::Result<Kernel> {
     let whole = dir.join("unpacked");
-    let wanted = MODULES.join("\n");
+    let all_modules: Vec<&str> = MODULES.into_iter().chain(COST_MODULES).collect();
+    let wanted = all_modules.join("\n");
     if fs::read_to_string(whole.join("wanted")).is_ok_and(|made| made == wanted) {
         return kernel(&whole);
     }
@@ -232,7 +253,7 @@ fn unpacked(dir: &Path) -> anyhow::Result<Kernel> {
         .arg("-d")
         .arg(&all)
         .args(["-S", release, "--show-depends", "--all"])
-        .args(MODULES)
+        .args(&all_modules)
         .stderr(Stdio::inherit())
         .output()?;
     for line in String::from_utf8_lossy(&depends.stdout).lines() {

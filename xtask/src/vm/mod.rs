@@ -1,5 +1,7 @@
 //! `cargo xtask vm`: the same tests under other kernels, in virtual machines.
 
+mod choice;
+mod cost;
 mod guest;
 mod image;
 mod kernels;
@@ -8,51 +10,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
-use crate::run::target_dir;
+use crate::run::{build_homing, target_dir};
 use crate::setup;
 
-use image::{Base, Suite};
-use kernels::{Kernel, SERIES, Series};
-
-/// What one test may take in a guest: some twenty times what it takes here.
-const TEST_LIMIT: Duration = Duration::from_secs(150);
-/// What all tests of one kernel may take.
-const GUEST_LIMIT: Duration = Duration::from_secs(45 * 60);
-/// What the tier's few tests may take under one kernel.
-const TIER_GUEST_LIMIT: Duration = Duration::from_secs(150);
-/// Two kernels that homing has a kernel path on, the oldest of them first.
-const TIER_KERNELS: [&str; 2] = ["6.12", "6.18"];
-/// What the tier asks of each of the two: that the programs load, read packets as user space does, and tell of what they do.
-const TIER_TESTS: [&str; 3] = [
-    "kernel every_fixture_is_read_alike_in_user_space_and_in_the_kernel",
-    "kernel a_decision_is_told_to_who_listens_for_its_client_at_the_rate_that_was_asked_for",
-    "kernel the_verifier_accepts_the_program_that_delivers_connections",
-];
-
-/// Suites that say something about a kernel, quick ones first.
-const SUITES: [&str; 14] = [
-    "kernel",
-    "remote",
-    "loaders",
-    "e2e",
-    "affinity",
-    "devices",
-    "promotion",
-    "protection",
-    "sockets",
-    "successors",
-    "backends",
-    "tunnels",
-    "modules",
-    LACKING,
-];
-
-/// The suite for kernels without a kernel path, and for them alone.
-const LACKING: &str = "lacking";
-
-/// Tests that cannot run in a guest, and why.
-const NOT_IN_A_GUEST: [(&str, &str); 1] =
-    [("devices tcx_programs_of_another_are_named_in_both_directions_and_stay", "the guest has no python3")];
+use choice::{GUEST_LIMIT_MIN, TEST_LIMIT, TIER_GUEST_LIMIT, TIER_KERNELS, TIER_TESTS};
+use guest::Machine;
+use image::{Base, PROGRAMS, Suite};
+use kernels::{Kernel, MODULES, SERIES, Series};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -66,8 +30,18 @@ pub struct Options {
     /// Look for newer kernels of these series.
     #[arg(long)]
     update: bool,
-    /// Only tests whose suite and name, such as `e2e clients_over`, contain this.
-    filter: Option<String>,
+    /// No tests: count the instructions that packets and connections take, homing's and its peers', and compare them with
+    /// vm-tests/cost.toml.
+    #[arg(long, conflicts_with_all = ["all", "kernel", "filter"])]
+    cost: bool,
+    /// Write what is counted there in place of comparing it.
+    #[arg(long, requires = "cost")]
+    record: bool,
+    /// What one kernel's tests may take together.
+    #[arg(long, default_value_t = GUEST_LIMIT_MIN)]
+    minutes: u64,
+    /// Only tests whose suite and name, such as `e2e clients_over`, contain one of these.
+    filter: Vec<String>,
 }
 
 /// What became of the tests under one kernel.
@@ -77,24 +51,43 @@ pub struct Outcome {
     pub passed: usize,
     pub failed: Vec<String>,
     pub skipped: Vec<String>,
+    /// Tests of suites that are not for this kernel; see [`choice`].
+    not_here: usize,
     took: Duration,
 }
 
+/// What is asked of each kernel.
+struct Wanted<'a> {
+    /// By suite and name.
+    test: &'a dyn Fn(&str) -> bool,
+    /// Also under kernels that the suite is not for by [`choice`]: who names a test wants it.
+    is_named: bool,
+    limit: Duration,
+}
+
 pub fn vm(options: &Options) -> anyhow::Result<()> {
+    if options.cost {
+        return cost::cost(options.update, options.record);
+    }
     let is_known = |name: &&String| SERIES.iter().any(|series| series.name == name.as_str());
     if let Some(unknown) = options.kernel.iter().find(|name| !is_known(name)) {
-        bail!("there is no series {unknown}; there are {}", SERIES.map(|series| series.name).join(", "));
+        bail!(
+            "there is no series {unknown}; there are {}",
+            SERIES.iter().map(|series| series.name).collect::<Vec<_>>().join(", ")
+        );
     }
     let is_wanted = |series: &&Series| {
         options.all
             || options.kernel.iter().any(|name| name == series.name)
             || (options.kernel.is_empty() && TIER_KERNELS.contains(&series.name))
     };
-    let filter = options.filter.as_deref().unwrap_or_default();
+    let is_meant = |test: &str| options.filter.is_empty() || options.filter.iter().any(|part| test.contains(part));
     let series: Vec<&Series> = SERIES.iter().filter(is_wanted).collect();
     setup::build_tools()?;
     setup::vm_tools()?;
-    let outcomes = run(&series, options.update, GUEST_LIMIT, &|test| test.contains(filter))?;
+    let limit = Duration::from_secs(options.minutes * 60);
+    let wanted = Wanted { test: &is_meant, is_named: !options.filter.is_empty(), limit };
+    let outcomes = run(&series, options.update, &wanted)?;
     report(&outcomes);
     let failed: usize = outcomes.iter().map(|outcome| outcome.failed.len()).sum();
     if failed > 0 {
@@ -106,33 +99,29 @@ pub fn vm(options: &Options) -> anyhow::Result<()> {
 /// The tier of `cargo xtask test`: few tests under two kernels, in bounded time.
 pub fn tier(filter: &str) -> anyhow::Result<Vec<Outcome>> {
     let series: Vec<&Series> = SERIES.iter().filter(|series| TIER_KERNELS.contains(&series.name)).collect();
-    let outcomes = run(&series, false, TIER_GUEST_LIMIT, &|test| TIER_TESTS.contains(&test) && test.contains(filter))?;
+    let test = |test: &str| TIER_TESTS.contains(&test) && test.contains(filter);
+    let outcomes = run(&series, false, &Wanted { test: &test, is_named: false, limit: TIER_GUEST_LIMIT })?;
     report(&outcomes);
     Ok(outcomes)
 }
 
 /// These tests under these kernels. A kernel that cannot be had is a skip.
-fn run(
-    series: &[&Series],
-    update: bool,
-    limit: Duration,
-    is_wanted: &dyn Fn(&str) -> bool,
-) -> anyhow::Result<Vec<Outcome>> {
+fn run(series: &[&Series], update: bool, wanted: &Wanted<'_>) -> anyhow::Result<Vec<Outcome>> {
     // Before minutes of building: what cannot be had shows at once.
     let kernels: Vec<_> = series.iter().map(|series| (*series, series.kernel(update))).collect();
-    let mut suites = image::suites(&SUITES)?;
-    suites.retain(|suite| suite.tests.iter().any(|test| is_wanted(&format!("{} {test}", suite.name))));
-    let base = Base::build(&suites)?;
-    kernels.into_iter().map(|(series, kernel)| under(series, kernel, limit, &suites, &base, is_wanted)).collect()
+    let mut suites = image::suites(&choice::suites())?;
+    suites.retain(|suite| suite.tests.iter().any(|test| (wanted.test)(&format!("{} {test}", suite.name))));
+    let files: Vec<_> = suites.iter().map(Suite::file).collect();
+    let base = Base::build(&build_homing()?, &PROGRAMS, &files)?;
+    kernels.into_iter().map(|(series, kernel)| under(series, kernel, &suites, &base, wanted)).collect()
 }
 
 fn under(
     series: &Series,
     kernel: anyhow::Result<Kernel>,
-    limit: Duration,
     suites: &[Suite],
     base: &Base,
-    is_wanted: &dyn Fn(&str) -> bool,
+    wanted: &Wanted<'_>,
 ) -> anyhow::Result<Outcome> {
     let start = Instant::now();
     let mut outcome = Outcome { kernel: series.name.to_owned(), ..Outcome::default() };
@@ -144,27 +133,26 @@ fn under(
         }
     };
     outcome.kernel.clone_from(&kernel.release);
-    let (apart, all): (Vec<&Suite>, Vec<&Suite>) = suites.iter().partition(|suite| suite.name == LACKING);
-    let suites = if series.has_kernel_path {
-        all
-    } else {
-        let count: usize = all.iter().map(|suite| suite.tests.len()).sum();
-        outcome.skipped.push(format!("{count} tests of the kernel path: this kernel is too old for it"));
-        apart
-    };
-    let named = suites.iter().flat_map(|suite| suite.tests.iter().map(move |test| format!("{} {test}", suite.name)));
     let mut planned = Vec::new();
-    for test in named.filter(|test| is_wanted(test)) {
-        match NOT_IN_A_GUEST.iter().find(|(name, _)| *name == test) {
-            Some((_, reason)) => outcome.skipped.push(format!("{test}: {reason}")),
-            None => planned.push(test),
+    for suite in suites {
+        let named = suite.tests.iter().map(|test| format!("{} {test}", suite.name));
+        let tests: Vec<String> = named.filter(|test| (wanted.test)(test)).collect();
+        if !choice::runs(&suite.name, series, wanted.is_named) {
+            outcome.not_here += tests.len();
+            continue;
+        }
+        for test in tests {
+            match choice::reason_against(&test, series) {
+                Some(reason) => outcome.skipped.push(format!("{test}: {reason}")),
+                None => planned.push(test),
+            }
         }
     }
     println!("== Linux {}: {} tests", kernel.release, planned.len());
     let plan = format!("{}\n{}\n", TEST_LIMIT.as_secs(), planned.join("\n"));
-    let initrd = base.with(&kernel, &plan)?;
+    let initrd = base.with(&kernel, &MODULES, &plan)?;
     let log = target_dir().join(format!("vm/{}.log", series.name));
-    let mut said = guest::boot(&kernel, &initrd, &log, limit)?;
+    let mut said = guest::boot(&kernel, &initrd, &log, &Machine::Quick, wanted.limit)?;
     for test in planned {
         match said.outcomes.remove(&test) {
             Some(None) => outcome.passed += 1,
@@ -180,10 +168,13 @@ fn under(
 }
 
 fn report(outcomes: &[Outcome]) {
-    println!("\n{:<28} {:>7} {:>7} {:>8} {:>7}", "KERNEL", "PASSED", "FAILED", "SKIPPED", "TIME");
+    println!("\n{:<28} {:>7} {:>7} {:>8} {:>9} {:>7}", "KERNEL", "PASSED", "FAILED", "SKIPPED", "ELSEWHERE", "TIME");
     for outcome in outcomes {
         let (failed, skipped, seconds) = (outcome.failed.len(), outcome.skipped.len(), outcome.took.as_secs());
-        println!("{:<28} {:>7} {failed:>7} {skipped:>8} {seconds:>5} s", outcome.kernel, outcome.passed);
+        println!(
+            "{:<28} {:>7} {failed:>7} {skipped:>8} {:>9} {seconds:>5} s",
+            outcome.kernel, outcome.passed, outcome.not_here
+        );
     }
     for outcome in outcomes {
         for failed in &outcome.failed {

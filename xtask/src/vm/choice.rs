@@ -1,0 +1,141 @@
+//! Which tests run under which kernels, and why not all under all: without hardware help a guest takes some ten to twenty
+//! times as long as this machine, and a whole run is to end within the hour.
+
+use std::time::Duration;
+
+use super::kernels::Series;
+
+/// What one test may take in a guest.
+pub const TEST_LIMIT: Duration = Duration::from_secs(150);
+/// What all of one kernel's tests may take.
+pub const GUEST_LIMIT_MIN: u64 = 40;
+/// What the tier's few tests may take under one kernel.
+pub const TIER_GUEST_LIMIT: Duration = Duration::from_secs(300);
+
+/// The suite for kernels without a kernel path, and for them alone.
+pub const LACKING: &str = "lacking";
+
+/// The oldest kernel that homing's programs load on, and the newest.
+const OLDEST: &str = "6.1";
+const NEWEST: &str = "7.2";
+
+/// Where a suite runs.
+#[derive(Clone, Copy, PartialEq)]
+enum Under {
+    /// All with a kernel path.
+    All,
+    /// The oldest and the newest: what is true under both was never seen to be otherwise in between.
+    Ends,
+    /// The oldest: it lacks most, and these are about homing more than about the kernel.
+    Oldest,
+    /// Those without a kernel path.
+    TooOld,
+}
+
+/// Suites that say something about a kernel, quick ones first.
+const SUITES: [(&str, Under); 14] = [
+    ("kernel", Under::All),
+    ("remote", Under::All),
+    ("loaders", Under::All),
+    ("e2e", Under::All),
+    ("modules", Under::Ends),
+    ("tunnels", Under::Ends),
+    ("devices", Under::Ends),
+    ("affinity", Under::Ends),
+    ("protection", Under::Ends),
+    ("promotion", Under::Oldest),
+    ("backends", Under::Oldest),
+    ("successors", Under::Oldest),
+    ("sockets", Under::Oldest),
+    (LACKING, Under::TooOld),
+];
+
+/// Two kernels for the tier of `cargo xtask test`.
+pub const TIER_KERNELS: [&str; 2] = [OLDEST, NEWEST];
+/// What the tier asks of each: that the programs load by either loader, read packets as user space does, change them as
+/// they should, tell of what they do, and that clients reach their worker by them.
+pub const TIER_TESTS: [&str; 6] = [
+    "kernel every_fixture_is_read_alike_in_user_space_and_in_the_kernel",
+    "kernel a_decision_is_told_to_who_listens_for_its_client_at_the_rate_that_was_asked_for",
+    "kernel the_verifier_accepts_the_program_that_delivers_connections",
+    "remote a_packet_too_big_for_the_tunnel_is_answered_with_the_size_that_fits",
+    "loaders loaded_by_libbpf_the_object_says_the_same_of_every_fixture",
+    "e2e clients_over_ipv4_keep_their_worker_on_the_kernel_path",
+];
+
+/// Tests that cannot run in a guest, or not under these kernels, and why.
+const NOT: [(&str, &[&str], &str); 3] = [
+    ("devices tcx_programs_of_another_are_named_in_both_directions_and_stay", &[], "the guest has no python3"),
+    (
+        "e2e live_counts_are_exact_after_a_storm_of_connections",
+        &[],
+        "15,300 connections take longer than the minute that the clients have",
+    ),
+    (
+        "kernel the_memory_that_check_states_is_what_the_kernel_sets_aside",
+        &["6.1"],
+        "Linux before 6.4 tells a formula's result and not what it has set aside",
+    ),
+];
+
+/// All suites, to be built.
+pub fn suites() -> Vec<&'static str> {
+    SUITES.iter().map(|(name, _)| *name).collect()
+}
+
+/// Whether the suite runs under this kernel; `is_named`: also where the table has it for another.
+pub fn runs(suite: &str, series: &Series, is_named: bool) -> bool {
+    SUITES.iter().any(|(name, under)| {
+        *name == suite
+            && match under {
+                Under::TooOld => !series.has_kernel_path,
+                _ if is_named => series.has_kernel_path,
+                Under::All => series.has_kernel_path,
+                Under::Ends => [OLDEST, NEWEST].contains(&series.name),
+                Under::Oldest => series.name == OLDEST,
+            }
+    })
+}
+
+/// Why this test, by suite and name, does not run under this kernel though its suite does.
+pub fn reason_against(test: &str, series: &Series) -> Option<&'static str> {
+    let is_meant = |kernels: &[&str]| kernels.is_empty() || kernels.contains(&series.name);
+    NOT.iter().find(|(name, kernels, _)| *name == test && is_meant(kernels)).map(|(_, _, reason)| *reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::kernels::SERIES;
+
+    fn series(name: &str) -> &'static Series {
+        SERIES.iter().find(|series| series.name == name).expect("a series of that name")
+    }
+
+    #[test]
+    fn what_the_tier_asks_runs_under_its_kernels() {
+        for kernel in TIER_KERNELS.map(series) {
+            for test in TIER_TESTS {
+                let suite = test.split(' ').next().expect("a suite");
+                assert!(
+                    runs(suite, kernel, false) && reason_against(test, kernel).is_none(),
+                    "{test}, {}",
+                    kernel.name
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_is_too_old_is_asked_how_it_says_so_and_nothing_else() {
+        let too_old: Vec<&Series> = SERIES.iter().filter(|series| !series.has_kernel_path).collect();
+        assert!(!too_old.is_empty());
+        for kernel in too_old {
+            for is_named in [false, true] {
+                let here: Vec<&str> = suites().into_iter().filter(|suite| runs(suite, kernel, is_named)).collect();
+                assert_eq!(here, [LACKING]);
+            }
+        }
+        assert!(!runs(LACKING, series(OLDEST), true));
+    }
+}
