@@ -68,6 +68,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "live",
                 "devices",
                 "changes",
+                "chaos",
                 "successors",
                 "front",
                 "scheduling",

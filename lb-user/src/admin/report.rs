@@ -19,6 +19,9 @@ pub struct Status {
     pub kernel_path: KernelPathStatus,
     /// How this machine lets homing keep workers together and apart.
     pub isolation: IsolationStatus,
+    /// Why the state is not saved, while it is not: what was started since would not be adopted.
+    #[serde(default)]
+    pub unsaved: Option<String>,
     /// In the order of the configuration; one that left it stays while it has workers.
     pub apps: Vec<AppStatus>,
     /// What is bounded, and how full it is.

@@ -42,6 +42,9 @@ fn render(status: &Status, now: u64) -> String {
         let _ = writeln!(out, "kernel path: off; {}", kernel.reason.as_deref().unwrap_or("no reason given"));
     }
     render_isolation(&mut out, &status.isolation);
+    if let Some(why) = &status.unsaved {
+        let _ = writeln!(out, "the state is not saved: {why}");
+    }
     let refused = refused(status);
     if !refused.is_empty() {
         let _ = writeln!(out, "refused new connections: {}", refused.join(", "));
@@ -209,6 +212,7 @@ mod tests {
                 cpu: WayStatus { by: "none".into(), reason: Some("no memory controller".into()) },
                 polling_ms: 500,
             },
+            unsaved: Some("No space left on device (os error 28)".into()),
             tables: Vec::new(),
             apps: vec![AppStatus {
                 name: "sales".into(),
@@ -233,8 +237,8 @@ mod tests {
         assert!(text.contains("up 1 d 1 h"), "{text}");
         let down = "\n    exited with status 1\n    last output:\n      | Traceback:\n      | no^[[2J table\n";
         assert!(text.contains(down), "{text}");
-        let isolation =
-            "isolation: processes by cgroup v2, memory by polling (500 ms), cpu by nobody\n  no memory controller\n\n";
+        let isolation = "isolation: processes by cgroup v2, memory by polling (500 ms), cpu by nobody\n  no memory controller\n\
+             the state is not saved: No space left on device (os error 28)\n\n";
         assert!(text.contains(isolation), "{text}");
         assert!(text.contains("1 h 1 m"), "{text}");
         let widest = text.lines().map(|line| line.chars().count()).max();

@@ -98,6 +98,7 @@ impl Runner {
             uptime_seconds: self.started.elapsed().as_secs(),
             kernel_path: self.kernel_status.clone(),
             isolation: self.launcher.confinement.status(),
+            unsaved: self.saver.unsaved().map(str::to_owned),
             apps: (0..self.state.apps.len()).map(|app| self.app_status(app, clients, promoted)).collect(),
             tables: self.tables(*bound, promoted.values().sum()),
             counters,

@@ -69,22 +69,22 @@ pub(super) struct Saver {
     dir: PathBuf,
     /// A task takes saves to the disk, one after the other: whether it is at work.
     syncing: Arc<AtomicU8>,
-    /// The last save failed, and is to be tried again.
-    unsaved: bool,
+    /// Why the last save failed, which is to be tried again.
+    unsaved: Option<String>,
     trouble: Arc<Mutex<Trouble>>,
 }
 
 impl Saver {
     /// Reads what the last run left.
     pub(super) fn open(dir: &Path) -> (Self, Found) {
-        let saver = Self { dir: dir.to_owned(), syncing: Arc::default(), unsaved: false, trouble: Arc::default() };
+        let saver = Self { dir: dir.to_owned(), syncing: Arc::default(), unsaved: None, trouble: Arc::default() };
         (saver, find(dir))
     }
 
     /// Saves, in one step: a reader, or the next run, finds the former state or this one. Needs a tokio runtime.
     pub(super) fn save(&mut self, saved: &Saved) {
         let result = write(&self.dir, &saved.encode());
-        self.unsaved = result.is_err();
+        self.unsaved = result.as_ref().err().map(ToString::to_string);
         match result {
             Ok(()) => self.sync(),
             Err(error) => say(&self.trouble, &self.dir, &error),
@@ -93,7 +93,12 @@ impl Saver {
 
     /// Whether the last save failed.
     pub(super) fn is_behind(&self) -> bool {
-        self.unsaved
+        self.unsaved.is_some()
+    }
+
+    /// Why it did.
+    pub(super) fn unsaved(&self) -> Option<&str> {
+        self.unsaved.as_deref()
     }
 
     fn sync(&self) {

@@ -175,6 +175,7 @@ pub(super) mod tests {
                 other_lookups: Vec::new(),
             },
             isolation: IsolationStatus { processes: way(), memory: way(), cpu: way(), polling_ms: 500 },
+            unsaved: None,
             apps: vec![AppStatus {
                 name: "sales".to_owned(),
                 listen: Vec::new(),
