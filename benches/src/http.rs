@@ -1,10 +1,7 @@
 //! `http`: homing's HTTP path beside nginx, HAProxy and Caddy, one worker thread each, in front of the same upstream.
 
-mod peers;
+pub mod peers;
 mod steady;
-mod upstream;
-
-pub use steady::serve as worker;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -20,8 +17,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use self::peers::Peer;
+use crate::peers::Peer;
 use crate::report::{Bar, Case, Rounds};
+use crate::upstream;
 
 /// Connections that ask at once, each with one request under way.
 const CLIENTS: u8 = 32;
@@ -29,7 +27,7 @@ const CLIENTS: u8 = 32;
 const IDLE: usize = 2_000;
 /// WebSockets that send at once, each waiting for its echo.
 const TALKERS: usize = 32;
-const MESSAGE_BYTES: usize = 64;
+pub const MESSAGE_BYTES: usize = 64;
 
 /// What one proxy did in one round.
 #[derive(Clone, Copy, Default)]
@@ -51,7 +49,7 @@ pub fn run(rounds: Rounds, only_steady: bool) -> anyhow::Result<Vec<Case>> {
 }
 
 async fn measure(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
-    let upstream = upstream::start().await?;
+    let upstream = upstream::start((Ipv4Addr::LOCALHOST, 0).into()).await?;
     let (peers, missing) = peers::start_all(upstream)?;
     for name in missing {
         eprintln!("not installed, so not measured: {name}");
@@ -207,7 +205,7 @@ async fn websocket(target: SocketAddr) -> anyhow::Result<TcpStream> {
     websocket_from(target, 1).await
 }
 
-async fn websocket_from(target: SocketAddr, number: u8) -> anyhow::Result<TcpStream> {
+pub async fn websocket_from(target: SocketAddr, number: u8) -> anyhow::Result<TcpStream> {
     let mut socket = connect(target, number).await?;
     let request = format!(
         "GET /websocket/ HTTP/1.1\r\nHost: {target}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Copy)]
 pub struct Rounds {
@@ -12,38 +12,44 @@ pub struct Rounds {
 }
 
 /// One measured case beside its baseline.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Case {
     pub name: String,
     pub value: f64,
-    pub unit: &'static str,
+    pub unit: String,
     pub baseline: String,
     pub baseline_value: f64,
     /// `value / baseline_value`.
     pub ratio: f64,
-    /// What it must not exceed.
+    /// The least and the most of all rounds.
+    pub range: [f64; 2],
+    pub baseline_range: [f64; 2],
+    /// What it must keep.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bar: Option<Bar>,
 }
 
-#[derive(Clone, Copy, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Bar {
     Ratio(f64),
+    RatioAtLeast(f64),
     Value(f64),
 }
 
 impl Case {
     /// Medians of both, taken in the same rounds.
-    pub fn new(name: &str, values: &[f64], unit: &'static str, baseline: &str, baseline_values: &[f64]) -> Self {
+    pub fn new(name: &str, values: &[f64], unit: &str, baseline: &str, baseline_values: &[f64]) -> Self {
         let (value, baseline_value) = (median(values), median(baseline_values));
         Self {
             name: name.to_owned(),
             value,
-            unit,
+            unit: unit.to_owned(),
             baseline: baseline.to_owned(),
             baseline_value,
             ratio: value / baseline_value,
+            range: range(values),
+            baseline_range: range(baseline_values),
             bar: None,
         }
     }
@@ -52,10 +58,17 @@ impl Case {
         Self { bar, ..self }
     }
 
-    fn verdict(&self) -> String {
+    /// The least of all rounds in place of the medians, for what others on the machine can only add to.
+    pub fn least(self) -> Self {
+        let ([value, _], [baseline_value, _]) = (self.range, self.baseline_range);
+        Self { value, baseline_value, ratio: value / baseline_value, ..self }
+    }
+
+    pub fn verdict(&self) -> String {
         let (is_met, bar) = match self.bar {
             None => return String::new(),
             Some(Bar::Ratio(bar)) => (self.ratio <= bar, format!("{bar} x")),
+            Some(Bar::RatioAtLeast(bar)) => (self.ratio >= bar, format!("at least {bar} x")),
             Some(Bar::Value(bar)) => (self.value <= bar, format!("{bar} {}", self.unit)),
         };
         format!("{} {bar}", if is_met { "within" } else { "OVER" })
@@ -66,6 +79,10 @@ fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn range(values: &[f64]) -> [f64; 2] {
+    [values.iter().copied().fold(f64::INFINITY, f64::min), values.iter().copied().fold(f64::NEG_INFINITY, f64::max)]
 }
 
 pub fn table(cases: &[Case]) -> String {
@@ -92,8 +109,12 @@ pub fn json(cases: &[Case]) -> serde_json::Result<String> {
         machine: String,
         cases: &'a [Case],
     }
+    serde_json::to_string_pretty(&Report { machine: machine(), cases })
+}
+
+/// Kernel, processor and memory.
+pub fn machine() -> String {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let machine = format!("Linux {}, {} cores, {}", kernel.trim(), cores, std::env::consts::ARCH);
-    serde_json::to_string_pretty(&Report { machine, cases })
+    format!("Linux {}, {} cores, {}", kernel.trim(), cores, std::env::consts::ARCH)
 }

@@ -1,5 +1,6 @@
 //! Every developer command: `cargo xtask COMMAND`.
 
+mod bench;
 mod book;
 mod dist;
 mod fuzz;
@@ -13,7 +14,7 @@ mod vm;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
 /// Every developer command.
 #[derive(Parser)]
@@ -29,11 +30,8 @@ enum Cli {
     },
     /// All tiers of tests that run here, or those that are named.
     Test(test::Options),
-    /// Measure homing beside its peers, as ratios in one run.
-    Bench {
-        #[command(subcommand)]
-        bench: Bench,
-    },
+    /// Measure homing beside its peers, as ratios in one run. Needs root.
+    Bench(bench::Options),
     /// Throw made-up bytes at what reads strangers' bytes, until something that homing promises does not hold.
     Fuzz(fuzz::Options),
     /// The tests of lb-common, interpreted by miri, which sees undefined behaviour and overflows. Needs a nightly compiler with it.
@@ -57,40 +55,12 @@ enum Cli {
     Book,
 }
 
-#[derive(Subcommand)]
-enum Bench {
-    /// The XDP program, packet by packet, beside the least that any program could do. Needs root.
-    Datapath {
-        /// Options of the benchmark, such as --json FILE.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        options: Vec<String>,
-    },
-    /// Kernel path and HTTP path against a direct connection to the same worker.
-    Path {
-        /// Options of the benchmark, such as --json FILE.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        options: Vec<String>,
-    },
-    /// The HTTP path beside nginx, HAProxy and Caddy, which are installed if they are missing.
-    Http {
-        /// Options of the benchmark, such as --json FILE.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        options: Vec<String>,
-    },
-}
-
 fn main() -> ExitCode {
     let result = match Cli::parse() {
         Cli::Setup(options) => setup::setup(&options),
         Cli::Demo { options } => demo(&options),
         Cli::Test(options) => test::test(&options),
-        // In a network namespace of its own, gone with the process.
-        Cli::Bench { bench: Bench::Datapath { .. } } if !run::is_root() => {
-            Err(anyhow::anyhow!("bench datapath needs root, for eBPF and a network namespace of its own"))
-        }
-        Cli::Bench { bench: Bench::Datapath { options } } => bench(&["unshare", "--net"], "datapath", &options),
-        Cli::Bench { bench: Bench::Path { options } } => bench(&[], "path", &options),
-        Cli::Bench { bench: Bench::Http { options } } => setup::peers().and_then(|()| bench(&[], "http", &options)),
+        Cli::Bench(options) => bench::bench(&options),
         Cli::Fuzz(options) => fuzz::fuzz(&options),
         Cli::Miri => miri::miri(),
         Cli::Chaos { seconds, seed } => chaos(seconds, seed),
@@ -125,15 +95,4 @@ fn chaos(seconds: u64, seed: Option<u64>) -> anyhow::Result<()> {
         command.env("HOMING_CHAOS_SEED", seed.to_string());
     }
     run::run(&mut command)
-}
-
-/// Builds and runs a benchmark, by way of `wrapper`.
-fn bench(wrapper: &[&str], name: &str, options: &[String]) -> anyhow::Result<()> {
-    setup::build_tools()?;
-    // As it is shipped; this takes some minutes the first time.
-    run::cargo(["build", "--profile", "dist", "--package", "homing", "--package", "homing-bench"])?;
-    let [homing, bench] = ["homing", "homing-bench"].map(|name| run::target_dir().join("dist").join(name));
-    let mut words = wrapper.iter().map(std::ffi::OsString::from).chain([bench.into_os_string()]);
-    let mut command = std::process::Command::new(words.next().expect("at least the benchmark"));
-    run::replace(command.args(words).arg(name).args(options).env("HOMING_BIN", homing))
 }

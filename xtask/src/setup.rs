@@ -202,17 +202,22 @@ pub fn browser() -> anyhow::Result<()> {
     step("a browser, for the tests of real pages", || apt(&["chromium", "chromium-driver"]))
 }
 
-/// Proxies to be measured beside. Debian starts them as services: these are stopped.
+/// What is measured beside homing. Debian starts the proxies as services: these are stopped.
 pub fn peers() -> anyhow::Result<()> {
-    let needed = [("nginx", "nginx-light"), ("haproxy", "haproxy"), ("caddy", "caddy")];
-    let is_missing = |program: &str| !has(program) && !PathBuf::from("/usr/sbin").join(program).exists();
+    let needed = [
+        ("/usr/sbin/nginx", "nginx-light"),
+        ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
+        ("/usr/sbin/haproxy", "haproxy"),
+        ("/usr/bin/caddy", "caddy"),
+        ("/usr/sbin/nft", "nftables"),
+    ];
     let missing: Vec<&str> =
-        needed.iter().filter(|(program, _)| is_missing(program)).map(|(_, package)| *package).collect();
+        needed.iter().filter(|(file, _)| !PathBuf::from(file).exists()).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    step("proxies to be measured beside", || apt(&missing))?;
-    for (service, _) in needed {
+    step("what homing is measured beside", || apt(&missing))?;
+    for service in ["nginx", "haproxy", "caddy"] {
         // Where there is no service manager nothing was started.
         let _ = Command::new("systemctl").args(["disable", "--now", service]).output();
     }

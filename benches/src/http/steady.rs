@@ -6,17 +6,16 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::num::NonZeroU64;
-use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, ensure};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::{MESSAGE_BYTES, peers, upstream, websocket_from};
+use super::{MESSAGE_BYTES, peers, websocket_from};
 use crate::report::{Bar, Case, Rounds};
+use crate::worker::{Worker, raise_descriptors};
 
 /// WebSockets that are open and silent.
 const IDLE: usize = 10_000;
@@ -37,47 +36,6 @@ struct Waits {
     p99: f64,
 }
 
-/// A worker in a process of its own: descriptors are counted by process.
-struct Worker {
-    child: Child,
-    address: SocketAddr,
-}
-
-/// The worker: says where it listens, and serves until nobody holds its standard input.
-pub fn serve() -> anyhow::Result<()> {
-    raise_descriptors();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
-        println!("{}", upstream::start().await?);
-        let end = tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
-        end.await??;
-        Ok(())
-    })
-}
-
-impl Worker {
-    fn start() -> anyhow::Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .arg("worker")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("the benchmark cannot be run")?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().context("stdout is piped")?).read_line(&mut line)?;
-        let address = line.trim().parse();
-        let mut worker = Self { child, address: (Ipv4Addr::LOCALHOST, 0).into() };
-        worker.address = address.with_context(|| format!("the worker said {line:?}"))?;
-        Ok(worker)
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 pub async fn cases(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
     let limit = raise_descriptors();
     // homing holds two for each, one on either side.
@@ -86,7 +44,7 @@ pub async fn cases(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
         eprintln!("a process may have {limit} descriptors here: {idle} idle WebSockets in place of {IDLE}");
     }
     let worker = Worker::start()?;
-    let homing = peers::homing(worker.address)?;
+    let homing = peers::homing(&[worker.address])?;
     let targets = [homing.address, worker.address];
     let mut open = Vec::new();
     for target in targets {
@@ -113,15 +71,6 @@ pub async fn cases(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
         Case::new(&name, &least(own), "us", "direct to the worker", &least(direct)).with_bar(bar)
     };
     Ok(vec![case("p50", |waits| waits.p50, None), case("p99", |waits| waits.p99, Some(Bar::Ratio(5.0)))])
-}
-
-/// As many as this process, and those that it starts, may have.
-fn raise_descriptors() -> usize {
-    let limits = getrlimit(Resource::Nofile);
-    let most = limits.maximum.unwrap_or(u64::MAX);
-    // Where it is refused, what there is has to do.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) });
-    getrlimit(Resource::Nofile).current.and_then(|current| usize::try_from(current).ok()).unwrap_or(usize::MAX)
 }
 
 fn ask_steadily(target: SocketAddr, length: Duration) -> anyhow::Result<Waits> {
