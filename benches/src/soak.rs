@@ -20,7 +20,7 @@ use crate::worker::raise_descriptors;
 /// From one message of a session to its next.
 const PAUSE: Duration = Duration::from_secs(10);
 /// After so many a session ends, and another begins in its place: not all at once.
-const MESSAGES: usize = 24;
+const MESSAGES: usize = 12;
 /// From one look at homing to the next.
 const LOOK: Duration = Duration::from_secs(5);
 /// Sessions that are being opened at once, at the beginning.
@@ -91,9 +91,10 @@ async fn soak(sessions: usize, length: Duration) -> anyhow::Result<Vec<Case>> {
 }
 
 fn cases(sessions: usize, looks: &[Look], seen: &[Seen; 2]) -> anyhow::Result<Vec<Case>> {
-    // The first fifth is for what grows once: tables, pools, the allocator.
-    let steady = &looks[looks.len() / 5..];
-    ensure!(steady.len() >= 8, "too short to say whether anything grows");
+    // What grows once, tables, pools and the allocator, has when everybody has come anew, and come again.
+    let lifetimes = (2 * MESSAGES as u32 * PAUSE).div_duration_f64(LOOK) as usize;
+    let steady = looks.get(lifetimes.max(looks.len() / 5)..).unwrap_or_default();
+    ensure!(steady.len() >= 8, "too short to say whether anything grows: give it --minutes 6 or more");
     let (early, late) = (&steady[..steady.len() / 4], &steady[steady.len() * 3 / 4..]);
     let of = |looks: &[Look], value: fn(&Look) -> f64| looks.iter().map(value).collect::<Vec<_>>();
     let grows = |what: &str, unit, value: fn(&Look) -> f64| {

@@ -54,6 +54,11 @@ impl<'a> Machine<'a> {
         Self { homing, network, disk, done: Done::default(), formers: Vec::new() }
     }
 
+    /// To strangers, and to forged addresses: answers go somewhere, as they would on the internet.
+    pub fn ways_back(&self) {
+        self.network.server.ip(&["route", "replace", "default", "via", &client_v4(1).to_string(), "dev", "eth0"]);
+    }
+
     /// One of those that take clients: its id and its process.
     fn any_worker(&self, app: usize, dice: &mut Dice) -> (String, i32) {
         let ready: Vec<_> =
@@ -66,7 +71,7 @@ impl<'a> Machine<'a> {
     fn kill_worker(&mut self, app: usize, dice: &mut Dice) {
         let (id, pid) = self.any_worker(app, dice);
         self.done.ended.insert(pid as u32);
-        self.done.deaths.push((app, Instant::now()));
+        let from = Instant::now();
         signal(pid, Signal::KILL);
         self.homing.wait_until("it is told why the worker ended", |status| {
             let worker = workers(status, app).into_iter().find(|worker| worker["id"] == id.as_str());
@@ -74,7 +79,7 @@ impl<'a> Machine<'a> {
             let told = worker.map(|worker| worker["history"].to_string()).unwrap_or_default();
             ["SIGKILL", "how is not known"].iter().any(|why| told.contains(why))
         });
-        self.done.deaths.push((app, Instant::now()));
+        self.done.deaths.push((app, from, Instant::now()));
     }
 }
 
@@ -98,13 +103,13 @@ fn worker_out_of_memory(machine: &mut Machine<'_>, app: usize, dice: &mut Dice) 
     let (_, pid) = machine.any_worker(app, dice);
     let told = || machine.homing.said().matches("it used more than memory_max").count();
     let before = told();
-    machine.done.deaths.push((app, Instant::now()));
+    let from = Instant::now();
     let groups = directories(pid).into_iter().map(|group| format!("echo $$ > {}/cgroup.procs; ", group.display()));
     let script = groups.collect::<String>() + "exec python3 -c \"b'x' * (1 << 30)\"";
     let eater = Command::new("sh").args(["-c", &script]).status().expect("sh is there");
     assert!(!eater.success(), "the kernel let it have more than memory_max");
     wait_for("it is told that memory ran out", || (told() > before).then_some(()));
-    machine.done.deaths.push((app, Instant::now()));
+    machine.done.deaths.push((app, from, Instant::now()));
     if !is_alive(pid) {
         machine.done.ended.insert(pid as u32);
     }
@@ -181,6 +186,8 @@ fn link_down(machine: &mut Machine<'_>, _: usize, _: &mut Dice) {
     machine.network.server.ip(&["link", "set", "eth0", "down"]);
     std::thread::sleep(Duration::from_millis(200));
     machine.network.server.ip(&["link", "set", "eth0", "up"]);
+    // These went with it, and those who are still leaving are to be answered.
+    machine.ways_back();
 }
 
 /// A worker is started again, though that cannot be written down.
@@ -199,8 +206,6 @@ fn disk_full(machine: &mut Machine<'_>, app: usize, dice: &mut Dice) {
 /// More clients than the kernel may remember.
 fn bindings_full(machine: &mut Machine<'_>, _: usize, _: &mut Dice) {
     let from = Instant::now();
-    // Gone with the link, if that was down.
-    machine.network.server.ip(&["route", "replace", "10.78.0.0/16", "via", &client_v4(1).to_string(), "dev", "eth0"]);
     machine.network.clients.enter(|| {
         for number in 0..BINDINGS + BINDINGS / 2 {
             let target = SocketAddr::from((SERVER_V4, PORTS[0]));
@@ -234,7 +239,5 @@ fn clients_that_never_read(machine: &mut Machine<'_>, app: usize, _: &mut Dice) 
 }
 
 fn flood_of_syns(machine: &mut Machine<'_>, app: usize, _: &mut Dice) {
-    // Answers to forged addresses go somewhere, as they would on the internet.
-    machine.network.server.ip(&["route", "replace", "default", "via", &client_v4(1).to_string()]);
     forged::flood(&machine.network.clients, SocketAddrV4::new(SERVER_V4, PORTS[app]), 100_000);
 }

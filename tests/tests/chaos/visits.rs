@@ -27,8 +27,8 @@ pub struct Visit {
 pub struct Done {
     /// Processes that were ended.
     pub ended: BTreeSet<u32>,
-    /// When a worker was: who comes in that moment may be refused.
-    pub deaths: Vec<(usize, Instant)>,
+    /// From when to when a worker was about to end: who comes in that moment may be refused.
+    pub deaths: Vec<(usize, Instant, Instant)>,
     /// From when to when nobody was there to forward.
     pub absences: Vec<(Instant, Instant)>,
     /// From when to when the kernel had more clients to remember than it may.
@@ -42,7 +42,9 @@ impl Done {
         if visit.outcome.pid.is_some_and(|pid| self.ended.contains(&pid)) {
             return Some("its worker was ended");
         }
-        if visit.outcome.pid.is_none() && self.deaths.iter().any(|&(app, at)| app == visit.app && during(at, at)) {
+        if visit.outcome.pid.is_none()
+            && self.deaths.iter().any(|&(app, from, until)| app == visit.app && during(from, until))
+        {
             return Some("a worker ended while it came in");
         }
         // The kernel path needs nobody.
