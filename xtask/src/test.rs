@@ -68,7 +68,6 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "live",
                 "devices",
                 "changes",
-                "chaos",
                 "successors",
                 "front",
                 "scheduling",

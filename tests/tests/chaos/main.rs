@@ -24,7 +24,7 @@ use visits::{CLIENTS, Visit, visit_again_and_again};
 const WORKERS: u32 = 3;
 const PORTS: [u16; 2] = [8080, 8081];
 const APPS: [&str; 2] = ["addresses", "cookies"];
-/// Of a run as part of all tests.
+/// Of a run that is not told how long.
 const SECONDS: u64 = 45;
 /// Clients that the kernel remembers: few, so that it can be made to forget.
 const BINDINGS: u16 = 1_024;
