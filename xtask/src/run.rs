@@ -44,6 +44,11 @@ pub fn output(command: &mut Command) -> anyhow::Result<String> {
 pub fn at_root(program: &str, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).current_dir(root());
+    // What cargo says of xtask itself is not for what xtask runs: build scripts that look at it (ring's) would run again
+    // whenever one and the same thing is built by xtask and by hand in turn.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"CARGO_PKG_")) {
+        command.env_remove(name);
+    }
     command
 }
 
