@@ -12,6 +12,8 @@ use serde_json::Value;
 
 /// Longer than anything here takes on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+/// Less than that.
+const READY_WITHIN: Duration = Duration::from_secs(55);
 
 /// The binary under test.
 pub fn binary() -> PathBuf {
@@ -129,7 +131,10 @@ impl Homing {
                 said.lock().unwrap_or_else(PoisonError::into_inner).push_str(&std::mem::take(&mut line));
             }
         });
+        let start = Instant::now();
         wait_for("homing is ready", || {
+            // Said here, with all that it said; the wait itself knows no more than that it was in vain.
+            assert!(start.elapsed() < READY_WITHIN, "homing is not ready after {READY_WITHIN:?}:\n{}", self.said());
             if is_ready.load(Ordering::Relaxed) {
                 return Some(());
             }

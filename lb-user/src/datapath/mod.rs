@@ -16,7 +16,7 @@ mod routes;
 mod sizes;
 mod taps;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -27,8 +27,7 @@ use aya::maps::{
     Array, ArrayOfMaps, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash,
 };
 use lb_common::abi::{
-    APPS_MAX, Backend, BackendId, Counter, FAMILY_V4, FAMILY_V6, Limits, Live, Owner, Ports, Service, ServiceKey, Slot,
-    SocketKey,
+    Backend, BackendId, Counter, FAMILY_V4, FAMILY_V6, Limits, Live, Owner, Ports, Service, ServiceKey, Slot, SocketKey,
 };
 
 pub use attach::{Attached, Mode};
@@ -166,11 +165,16 @@ impl Datapath {
         let bindings = KernelBindings::new(hash_map(&mut ebpf, "BINDINGS")?, hash_map(&mut ebpf, "PROMOTED")?)
             .map_err(|error| Unavailable::Load(format!("map BINDINGS: {error}")))?;
         let rings = typed(&mut ebpf, "RINGS")?;
+        let services: HashMap<MapData, Wire<ServiceKey>, Wire<Service>> = hash_map(&mut ebpf, "SERVICES")?;
+        // Of those apps alone: Linux 6.1 waits for all CPUs to pass (synchronize_rcu) in each such look-up, also in vain, and
+        // there is room for 4,096.
+        let apps: BTreeSet<u32> =
+            services.keys().filter_map(|key| Some(services.get(&key.ok()?, 0).ok()?.0.app)).collect();
         Ok(Self {
             pin_dir: pin_dir.to_owned(),
             attached,
-            services: hash_map(&mut ebpf, "SERVICES")?,
-            found: (0..APPS_MAX).filter_map(|app| Some((app, ring(&rings, app)?))).collect(),
+            services,
+            found: apps.into_iter().filter_map(|app| Some((app, ring(&rings, app)?))).collect(),
             rings,
             backends: typed(&mut ebpf, "BACKENDS")?,
             sockets: typed(&mut ebpf, "SOCKETS")?,
@@ -258,7 +262,7 @@ impl Datapath {
         self.publish_ring(app, &[Slot::default()])
     }
 
-    /// The rings that were in the kernel when this was opened, by app.
+    /// The rings that were in the kernel when this was opened, by app: of apps that the kernel has a service for.
     pub fn found_rings(&self) -> &BTreeMap<u32, Vec<Slot>> {
         &self.found
     }
