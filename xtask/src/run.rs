@@ -46,7 +46,11 @@ pub fn at_root(program: &str, arguments: impl IntoIterator<Item = impl AsRef<OsS
     command.args(arguments).current_dir(root());
     // What cargo says of xtask itself is not for what xtask runs: build scripts that look at it (ring's) would run again
     // whenever one and the same thing is built by xtask and by hand in turn.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"CARGO_PKG_")) {
+    let is_of_xtask = |name: &OsStr| {
+        let prefixes: [&[u8]; 2] = [b"CARGO_PKG_", b"CARGO_MANIFEST_"];
+        prefixes.iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix))
+    };
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_of_xtask(name)) {
         command.env_remove(name);
     }
     command
