@@ -1,6 +1,7 @@
 //! Listeners to decisions (`homing trace --live`): let in, kept open in the kernel while they are there, told what they miss.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use lb_common::addr::Addr;
 use lb_common::affinity;
@@ -15,6 +16,7 @@ use crate::bindings::monotonic_ns;
 use crate::datapath::TableError;
 use crate::live::{Listening, Live};
 use crate::routing::Snapshot;
+use crate::trouble::Trouble;
 
 /// Everybody who listens, and who reads for them what the kernel's programs decide.
 pub(super) struct Listeners {
@@ -23,6 +25,8 @@ pub(super) struct Listeners {
     _reader: JoinSet<()>,
     /// The programs were told of some.
     is_tapped: bool,
+    /// They could not be.
+    trouble: Trouble,
 }
 
 impl Listeners {
@@ -35,7 +39,7 @@ impl Listeners {
                 while decisions.next(tell).await.is_ok() {}
             });
         }
-        Self { live, _reader: reader, is_tapped: false }
+        Self { live, _reader: reader, is_tapped: false, trouble: Trouble::default() }
     }
 }
 
@@ -86,8 +90,12 @@ impl Runner {
         if !self.listeners.is_tapped && !self.listeners.live.is_listening() {
             return;
         }
-        if let Err(error) = self.open_taps() {
-            tracing::warn!(%error, "who follows decisions is not told of the kernel's");
+        match self.open_taps() {
+            Ok(()) => drop(self.listeners.trouble.is_over()),
+            Err(error) if self.listeners.trouble.is_news(Instant::now()) => {
+                tracing::warn!(%error, "who follows decisions is not told of the kernel's");
+            }
+            Err(_) => {}
         }
         let counts = self.kernel.datapath().and_then(|datapath| datapath.tap_counts().ok()).unwrap_or_default();
         self.listeners.live.tick(&counts);

@@ -50,7 +50,10 @@ pub fn lay_out(stage: &Path, binary: &Path, speaks: &Path, bill: &Bill) -> anyho
         copy(tracked, stage, &place)?;
     }
     copy(&format!("{PACKAGING}/homing.toml"), stage, &format!("{DOC}/examples/homing.toml"))?;
-    copy("README.md", stage, &format!("{DOC}/README.md"))?;
+    // What the pages link to above docs/.
+    for page in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"] {
+        copy(page, stage, &format!("{DOC}/{page}"))?;
+    }
     copy(&format!("{PACKAGING}/debian/copyright"), stage, &format!("{DOC}/copyright"))?;
     packed(&stage.join(DOC).join("changelog"), &fs::read_to_string(root().join("CHANGELOG.md"))?)?;
     packed(&stage.join(DOC).join("THIRD-PARTY"), &bill.licences()?)
