@@ -12,8 +12,6 @@ use serde_json::Value;
 
 /// Longer than anything here takes on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(60);
-/// Less than that.
-const READY_WITHIN: Duration = Duration::from_secs(55);
 
 /// The binary under test.
 pub fn binary() -> PathBuf {
@@ -28,12 +26,17 @@ pub fn free_address() -> SocketAddr {
 
 /// Waits until `look` finds something.
 pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    wait_seeing(what, || look().ok_or_else(String::new))
+}
+
+/// The same, where `look` says what there is in place of it: told when the wait was in vain.
+pub fn wait_seeing<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {
-        if let Some(found) = look() {
-            return found;
+        match look() {
+            Ok(found) => return found,
+            Err(seen) => assert!(start.elapsed() < DEADLINE, "not so after {} s: {what}\n{seen}", DEADLINE.as_secs()),
         }
-        assert!(start.elapsed() < DEADLINE, "not so after {} s: {what}", DEADLINE.as_secs());
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -131,16 +134,13 @@ impl Homing {
                 said.lock().unwrap_or_else(PoisonError::into_inner).push_str(&std::mem::take(&mut line));
             }
         });
-        let start = Instant::now();
-        wait_for("homing is ready", || {
-            // Said here, with all that it said; the wait itself knows no more than that it was in vain.
-            assert!(start.elapsed() < READY_WITHIN, "homing is not ready after {READY_WITHIN:?}:\n{}", self.said());
+        wait_seeing("homing is ready", || {
             if is_ready.load(Ordering::Relaxed) {
-                return Some(());
+                return Ok(());
             }
             let ended = child.try_wait().ok().flatten();
             assert!(ended.is_none(), "homing ended ({ended:?}) before it was ready:\n{}", self.said());
-            None
+            Err(self.said())
         });
         child
     }
@@ -248,15 +248,10 @@ impl Homing {
 
     /// Waits until the status is as described.
     pub fn wait_until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
-        let start = Instant::now();
-        loop {
+        wait_seeing(what, || {
             let status = self.status();
-            if is_so(&status) {
-                return status;
-            }
-            assert!(start.elapsed() < DEADLINE, "not so after {} s: {what}: {status:#}", DEADLINE.as_secs());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+            if is_so(&status) { Ok(status) } else { Err(format!("{status:#}")) }
+        })
     }
 
     /// Waits until this many workers of the app are ready; the status then.
