@@ -134,7 +134,7 @@ pub(super) async fn restart(options: Restart) -> Result<(), AskError> {
         let left = Left::of(&app.workers);
         if !app.restarting {
             let has = format!("{name} has new workers.");
-            progress.end(&if left.ending == 0 { has } else { format!("{has} {} of the old ones.", left.endings()) });
+            progress.end(&if left.ending == 0 { has } else { format!("{has} Of the old ones: {}.", left.endings()) });
             return Ok(());
         }
         progress.say(&left, &left.changes());

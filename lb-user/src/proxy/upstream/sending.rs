@@ -70,10 +70,9 @@ impl Sending {
     }
 
     /// The same, of which nothing is sent yet.
-    pub fn anew(self: Box<Self>) -> Box<Self> {
-        let mut anew = self;
-        anew.sent = 0;
-        anew
+    pub fn anew(mut self: Box<Self>) -> Box<Self> {
+        self.sent = 0;
+        self
     }
 
     /// The body, of which nothing has been taken.
