@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use pulldown_cmark::{Event, LinkType, Options, Parser, Tag, TagEnd};
+
 /// `[text](target)`.
 pub struct Link {
     pub line: usize,
@@ -11,40 +13,23 @@ pub struct Link {
     pub whole: Range<usize>,
 }
 
-/// All that are not in code.
+fn events(page: &str) -> impl Iterator<Item = (Event<'_>, Range<usize>)> {
+    Parser::new_ext(page, Options::ENABLE_TABLES).into_offset_iter()
+}
+
+/// All, those to pictures too.
 pub fn links(page: &str) -> Vec<Link> {
-    let bytes = page.as_bytes();
-    let fenced = fences(page);
-    let (mut found, mut open, mut at) = (Vec::new(), Vec::new(), 0);
-    while at < bytes.len() {
-        if let Some(fence) = fenced.iter().find(|fence| fence.contains(&at)) {
-            at = fence.end;
-            continue;
-        }
-        match bytes[at] {
-            b'`' => {
-                let ticks = bytes[at..].iter().take_while(|&&byte| byte == b'`').count();
-                let after = at + ticks;
-                let end = page[after..].find(&page[at..after]);
-                // A tick that nothing closes is a tick.
-                at = end.map_or(after, |end| after + end + ticks);
-                continue;
-            }
-            b'[' => open.push(at),
-            b']' => {
-                let start = open.pop();
-                let target = page[at..].strip_prefix("](").and_then(|rest| rest.split_once(')'));
-                if let (Some(start), Some((target, _))) = (start, target) {
-                    let line = 1 + page[..start].matches('\n').count();
-                    let whole = start..at + "](".len() + target.len() + ")".len();
-                    found.push(Link { line, target: target.to_owned(), text: start + 1..at, whole });
-                }
-            }
-            _ => {}
-        }
-        at += 1;
-    }
-    found
+    let link = |(event, whole): (Event<'_>, Range<usize>)| {
+        let (target, before) = match event {
+            Event::Start(Tag::Link { link_type: LinkType::Inline, dest_url, .. }) => (dest_url, "["),
+            Event::Start(Tag::Image { link_type: LinkType::Inline, dest_url, .. }) => (dest_url, "!["),
+            _ => return None,
+        };
+        let text = whole.start + before.len()..whole.start + page[whole.clone()].rfind("](")?;
+        let line = 1 + page[..whole.start].matches('\n').count();
+        Some(Link { line, target: target.into_string(), text, whole })
+    };
+    events(page).filter_map(link).collect()
 }
 
 /// The page with those links that are not to be kept as their bare text.
@@ -59,43 +44,32 @@ pub fn without_links(page: &str, keep: impl Fn(&str) -> bool) -> String {
     out + &page[at..]
 }
 
-/// Where code stands between lines of three ticks.
-fn fences(page: &str) -> Vec<Range<usize>> {
-    let (mut found, mut open, mut at) = (Vec::new(), None, 0);
-    for line in page.split_inclusive('\n') {
-        if line.trim_start().starts_with("```") {
-            match open.take() {
-                Some(start) => found.push(start..at + line.len()),
-                None => open = Some(at),
+/// What can stand behind `#` in a link to the page, as GitHub and mdbook make it of a heading.
+pub fn anchors(page: &str) -> BTreeSet<String> {
+    let (mut found, mut title) = (BTreeSet::new(), None::<String>);
+    for (event, _) in events(page) {
+        match event {
+            Event::Start(Tag::Heading { .. }) => title = Some(String::new()),
+            Event::Text(text) | Event::Code(text) => {
+                if let Some(title) = &mut title {
+                    title.push_str(&text);
+                }
             }
+            Event::End(TagEnd::Heading(_)) => {
+                let slug = slug(&title.take().unwrap_or_default());
+                let twins = (1..).map(|number| format!("{slug}-{number}"));
+                let free = [slug.clone()].into_iter().chain(twins).find(|slug| !found.contains(slug));
+                found.extend(free);
+            }
+            _ => {}
         }
-        at += line.len();
     }
-    found.extend(open.map(|start| start..page.len()));
     found
 }
 
-/// What can stand behind `#` in a link to the page, as GitHub and mdbook make it of a heading.
-pub fn anchors(page: &str) -> BTreeSet<String> {
-    let fenced = fences(page);
-    let (mut found, mut at) = (BTreeSet::new(), 0);
-    for line in page.split_inclusive('\n') {
-        let title = line.trim_start_matches('#').strip_prefix(' ').filter(|_| line.starts_with('#'));
-        if let Some(title) = title.filter(|_| !fenced.iter().any(|fence| fence.contains(&at))) {
-            let slug: String = without_links(title, |_| false)
-                .trim()
-                .chars()
-                .filter(|letter| letter.is_alphanumeric() || [' ', '-', '_'].contains(letter))
-                .map(|letter| if letter == ' ' { '-' } else { letter })
-                .flat_map(char::to_lowercase)
-                .collect();
-            let twins = (1..).map(|number| format!("{slug}-{number}"));
-            let free = [slug.clone()].into_iter().chain(twins).find(|slug| !found.contains(slug));
-            found.extend(free);
-        }
-        at += line.len();
-    }
-    found
+fn slug(title: &str) -> String {
+    let kept = title.trim().chars().filter(|letter| letter.is_alphanumeric() || [' ', '-', '_'].contains(letter));
+    kept.map(|letter| if letter == ' ' { '-' } else { letter }).flat_map(char::to_lowercase).collect()
 }
 
 /// The rows of all tables with this first line, each with its line's number.
