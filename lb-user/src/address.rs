@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::io::{self, IoSlice};
-use std::net::{SocketAddr, TcpStream as BlockingTcpStream};
+use std::net::{SocketAddr, TcpStream as StdTcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -73,7 +75,7 @@ impl Address {
     /// Whether somebody listens there, who may be too busy to accept.
     pub fn is_listening(&self) -> bool {
         match self {
-            Self::Tcp(address) => BlockingTcpStream::connect_timeout(address, PATIENCE).is_ok(),
+            Self::Tcp(address) => StdTcpStream::connect_timeout(address, PATIENCE).is_ok(),
             Self::Unix(path) => match connect_at_once(path) {
                 Ok(()) => true,
                 Err(error) => error.kind() == io::ErrorKind::WouldBlock,
@@ -140,6 +142,17 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// Takes it from the runtime.
+    ///
+    /// # Errors
+    /// When the runtime never watched it.
+    pub fn unwatch(self) -> io::Result<Unwatched> {
+        match self {
+            Self::Tcp(stream) => stream.into_std().map(Unwatched::Tcp),
+            Self::Unix(stream) => stream.into_std().map(Unwatched::Unix),
+        }
+    }
+
     /// Whether nothing has come, nor its end. Costs no call of the kernel while that is so.
     pub fn is_quiet(&self) -> bool {
         let read = match self {
@@ -147,6 +160,33 @@ impl Stream {
             Self::Unix(stream) => stream.try_read(&mut [0]),
         };
         read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+/// A [`Stream`] that the runtime does not watch. Does not block.
+#[derive(Debug)]
+pub enum Unwatched {
+    Tcp(StdTcpStream),
+    Unix(StdUnixStream),
+}
+
+impl Unwatched {
+    /// # Errors
+    /// When the kernel has no memory to watch it.
+    pub fn watch(self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(stream) => TcpStream::from_std(stream).map(Stream::Tcp),
+            Self::Unix(stream) => UnixStream::from_std(stream).map(Stream::Unix),
+        }
+    }
+}
+
+impl AsFd for Unwatched {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
     }
 }
 

@@ -83,8 +83,12 @@ pub const RETRY_AFTER_S: u32 = 5;
 
 /// From the 101 to both ends being out of hyper's hands.
 pub const HANDOFF_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes copied through a tunnel at a time; one such buffer per runtime thread, none per tunnel.
+/// Bytes copied through a tunnel at a time; one such buffer per thread, none per tunnel.
 pub const TUNNEL_CHUNK_BYTES: usize = 16 * 1024;
+/// Of these a relay passes on as many of one tunnel before it looks at the others; what has more to say goes to a task of its own.
+pub const RELAY_BURST_CHUNKS: usize = 8;
+/// Events that a relay asks for at once. Whoever brings or takes a tunnel waits for so many at most.
+pub const RELAY_EVENTS: usize = 64;
 /// A tunnel of which one direction has ended may live on this long.
 pub const TUNNEL_HALF_CLOSED: Duration = Duration::from_secs(60);
 /// The parts into which the time after which a silent WebSocket is ended is divided: so exactly it is kept.
