@@ -46,7 +46,7 @@ enum Bench {
         #[arg(long)]
         steady: bool,
     },
-    /// People at a Shiny for Python app, 200 at once: their pages and sessions, beside nginx and HAProxy.
+    /// People at a Shiny app, 200 at once: their pages and sessions, beside nginx, HAProxy and, in R, Shiny Server.
     Sessions,
     /// Very many sessions for a long time: nothing may grow, and nobody may be cut off.
     Soak {

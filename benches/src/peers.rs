@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use homing_tests::network::Namespace;
+use tempfile::TempDir;
 
 /// Until a program listens, and until it has ended.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -17,7 +18,7 @@ pub struct Peer {
     pub name: String,
     pub address: SocketAddr,
     child: Child,
-    _dir: tempfile::TempDir,
+    dir: TempDir,
 }
 
 /// What is to be started.
@@ -58,28 +59,32 @@ impl Peer {
         let Plan { name, program, arguments, file, address, namespace } = plan;
         let dir = tempfile::tempdir()?;
         fs::write(dir.path().join(file.0), file.1)?;
-        let log = fs::File::create(dir.path().join("log"))?;
         let wrapper = namespace.map(Namespace::wrapper);
         let mut words = wrapper.iter().flatten().map(PathBuf::from).chain([program.to_owned()]);
-        let child = Command::new(words.next().expect("at least the program"))
-            .args(words)
-            .args(arguments)
-            .current_dir(dir.path())
-            .env("TOKIO_WORKER_THREADS", "1")
-            .env("GOMAXPROCS", "1")
-            .env("HOME", dir.path())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .stdin(Stdio::null())
-            .spawn()
-            .with_context(|| format!("{} cannot be run", program.display()))?;
-        let mut peer = Self { name: name.to_owned(), address, child, _dir: dir };
+        let mut command = Command::new(words.next().expect("at least the program"));
+        command.args(words).args(arguments).current_dir(dir.path()).env("HOME", dir.path());
+        command.env("TOKIO_WORKER_THREADS", "1").env("GOMAXPROCS", "1");
         let listens = || TcpStream::connect(address).is_ok();
+        Self::run(name, command, dir, address, || namespace.map_or_else(listens, |namespace| namespace.enter(listens)))
+    }
+
+    /// Any command, once it `listens`. What it says goes to a file in `dir`.
+    pub fn run(
+        name: &str,
+        mut command: Command,
+        dir: TempDir,
+        address: SocketAddr,
+        listens: impl Fn() -> bool,
+    ) -> anyhow::Result<Self> {
+        let log = fs::File::create(dir.path().join("log"))?;
+        command.stdout(log.try_clone()?).stderr(log).stdin(Stdio::null());
+        let child = command.spawn().with_context(|| format!("{name} cannot be run"))?;
+        let mut peer = Self { name: name.to_owned(), address, child, dir };
         let since = Instant::now();
-        while !namespace.map_or_else(listens, |namespace| namespace.enter(listens)) {
+        while !listens() {
             let ended = peer.child.try_wait()?;
             if ended.is_some() || since.elapsed() > PATIENCE {
-                let log = fs::read_to_string(peer._dir.path().join("log")).unwrap_or_default();
+                let log = fs::read_to_string(peer.dir.path().join("log")).unwrap_or_default();
                 bail!("{name} does not listen:\n{log}");
             }
             std::thread::sleep(Duration::from_millis(10));

@@ -1,21 +1,24 @@
-//! `sessions`: people at a Shiny for Python app over four workers, [`USERS`] of them at once: straight to the workers, by homing's
-//! two paths, by nginx and by HAProxy. They arrive one after the other, load the page with all its files, open their session,
-//! ask whether further connections come to its process, and then use it, all at once.
+//! `sessions`: people at a Shiny app over four workers, [`USERS`] of them at once: straight to the workers, by homing's two paths, by
+//! nginx and by HAProxy; in R by Shiny Server, too, which has one process. They arrive one after the other, load the page with
+//! all its files, open their session, ask whether further connections come to its process, and then use it, all at once.
 
+mod shiny_server;
 mod user;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use homing_tests::instance::Homing;
 use homing_tests::shiny;
 use tokio::task::JoinSet;
 
-use crate::http::peers::homing;
+use crate::http;
 use crate::peers::{Peer, Plan, free, program};
 use crate::report::{Bar, Case, Rounds};
 use crate::worker::raise_descriptors;
-use user::{Seen, User};
+use shiny_server::ShinyServer;
+use user::{Seen, Speech, User};
 
 /// Who has a session at the same time.
 const USERS: u32 = 200;
@@ -29,6 +32,13 @@ struct Way {
     targets: Vec<SocketAddr>,
     /// Users have one address, and keep cookies; otherwise each has an address.
     cookies: bool,
+    speech: Speech,
+}
+
+impl Way {
+    fn to(name: &'static str, target: SocketAddr, cookies: bool) -> Self {
+        Self { name, targets: vec![target], cookies, speech: Speech::Plain }
+    }
 }
 
 /// Another proxy in front of the same workers.
@@ -36,6 +46,12 @@ struct Proxy {
     name: &'static str,
     cookies: bool,
     peer: Peer,
+}
+
+impl Proxy {
+    fn way(&self) -> Way {
+        Way::to(self.name, self.peer.address, self.cookies)
+    }
 }
 
 /// What the users of one round saw.
@@ -52,20 +68,55 @@ pub fn run(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
 }
 
 async fn measure(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
-    let (by_address, target) = shiny::start("ip", shiny::ON_PORTS);
-    let workers = by_address.worker_addresses(0);
-    ensure!(by_address.status()["kernel_path"]["active"] == true, "no kernel path, nothing to measure");
-    let by_cookie = homing(&workers)?;
-    let proxies = peers(&workers)?;
-    let way = |name, target, cookies| Way { name, targets: vec![target], cookies };
-    let mut ways = vec![
-        Way { name: "direct", targets: workers, cookies: false },
-        way("kernel path", target, false),
-        way("HTTP path", by_cookie.address, true),
-    ];
-    ways.extend(proxies.iter().map(|proxy| way(proxy.name, proxy.peer.address, proxy.cookies)));
-    // What is made once is made now: Python's modules, and what they keep.
-    for way in &ways {
+    let mut cases = python(rounds).await?;
+    cases.append(&mut r(rounds).await?);
+    Ok(cases)
+}
+
+/// Shiny for Python.
+async fn python(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
+    let (homing, target) = shiny::start("ip", shiny::ON_PORTS);
+    let by_cookie = by_cookie(&homing)?;
+    let proxies = peers(&homing.worker_addresses(0))?;
+    let mut ways = ways(&homing, target, &by_cookie);
+    ways.extend(proxies.iter().map(Proxy::way));
+    compare("", &ways, rounds).await
+}
+
+/// Shiny in R, also beside the server that its users know.
+async fn r(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
+    let (homing, target) = shiny::start_r("ip");
+    let by_cookie = by_cookie(&homing)?;
+    let proxies = peers(&homing.worker_addresses(0))?;
+    let mut ways = ways(&homing, target, &by_cookie);
+    ways.extend(proxies.iter().map(Proxy::way));
+    let server = ShinyServer::start();
+    match &server {
+        Ok(server) => {
+            let way = Way::to("Shiny Server, one process", server.peer.address, true);
+            ways.push(Way { speech: Speech::SockJs, ..way });
+        }
+        Err(error) => eprintln!("not installed, so not measured: Shiny Server: {error:#}"),
+    }
+    compare("R, ", &ways, rounds).await
+}
+
+/// Another homing with the HTTP path alone, in front of the workers of this one.
+fn by_cookie(homing: &Homing) -> anyhow::Result<Peer> {
+    ensure!(homing.status()["kernel_path"]["active"] == true, "no kernel path, nothing to measure");
+    http::peers::homing(&homing.worker_addresses(0))
+}
+
+/// To the workers, the baseline, and by both of homing's.
+fn ways(homing: &Homing, target: SocketAddr, by_cookie: &Peer) -> Vec<Way> {
+    let direct = Way { targets: homing.worker_addresses(0), ..Way::to("direct", target, false) };
+    vec![direct, Way::to("kernel path", target, false), Way::to("HTTP path", by_cookie.address, true)]
+}
+
+/// All ways in turn, beside the first.
+async fn compare(prefix: &str, ways: &[Way], rounds: Rounds) -> anyhow::Result<Vec<Case>> {
+    // What is made once is made now: the modules of the app, and what they keep.
+    for way in ways {
         visit(way, USERS / 10, Duration::ZERO).await?;
     }
     let mut samples: Vec<Vec<Sample>> = ways.iter().map(|_| Vec::new()).collect();
@@ -79,7 +130,7 @@ async fn measure(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
     let mut cases = Vec::new();
     for (number, way) in ways.iter().enumerate().skip(1) {
         let mut beside = |what: &str, unit, of: &dyn Fn(&Sample) -> f64, bar| {
-            let name = format!("{}, {what}", way.name);
+            let name = format!("{prefix}{}, {what}", way.name);
             let case = Case::new(&name, &values(number, of), unit, "direct to the workers", &values(0, of));
             cases.push(case.with_bar(bar));
         };
@@ -150,7 +201,7 @@ async fn visit(way: &Way, users: u32, length: Duration) -> anyhow::Result<Sample
     let mut visits = JoinSet::new();
     for number in 0..users {
         let target = way.targets[number as usize % way.targets.len()];
-        let user = User::new(target, number as u8, way.cookies);
+        let user = User::new(target, number as u8, way.cookies, way.speech);
         visits.spawn(user.visit(begin + ARRIVAL * number, everybody_here, length));
     }
     let (mut pages, mut sessions, mut trips, mut kept) = (Vec::new(), Vec::new(), Vec::new(), 0_u32);

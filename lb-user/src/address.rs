@@ -12,14 +12,18 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 use crate::gather::Room;
 
 /// Before a unix socket whose queue is full is tried again: the kernel does not wait for room, as it does with TCP.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(10);
+/// Bytes of a segment on either side of the HTTP path (TCP_MAXSEG, tcp(7)). The loopback device takes 64 KiB, which is a whole receive window:
+/// a sender may find the window of a reader who has taken all a little smaller than its segment, and then waits for a
+/// timer of 200 ms. Cables carry less in any case.
+pub const SEGMENT_BYTES_MAX: u32 = 16 * 1024;
 /// For an answer to the one question that is asked without the runtime.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Before a unix socket's path, in `homing status` and the state file.
@@ -57,7 +61,9 @@ impl Address {
     pub async fn connect(&self) -> io::Result<Stream> {
         match self {
             Self::Tcp(address) => {
-                let stream = TcpStream::connect(address).await?;
+                let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+                SockRef::from(&socket).set_tcp_mss(SEGMENT_BYTES_MAX)?;
+                let stream = socket.connect(*address).await?;
                 stream.set_nodelay(true)?;
                 Ok(Stream::Tcp(stream))
             }
@@ -150,6 +156,15 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.into_std().map(Unwatched::Tcp),
             Self::Unix(stream) => stream.into_std().map(Unwatched::Unix),
+        }
+    }
+
+    /// Has the kernel acknowledge now what has come. A peer that writes in pieces and leaves Nagle's algorithm on (RFC 896) holds
+    /// the next piece back until then, and of itself the kernel takes up to 40 ms (`TCP_DELACK_MIN`) in the hope of something to send along.
+    pub fn acknowledge(&self) {
+        if let Self::Tcp(stream) = self {
+            // It fails where there is no connection any more, which the next read will tell.
+            let _ = rustix::net::sockopt::set_tcp_quickack(stream, true);
         }
     }
 
@@ -278,6 +293,19 @@ mod tests {
         let mut heard = String::new();
         accepted.read_to_string(&mut heard).await.expect("read");
         assert_eq!(heard, "ping");
+    }
+
+    #[tokio::test]
+    async fn segments_over_loopback_fit_into_a_window_many_times() {
+        let listener = tokio::net::TcpListener::bind("[::1]:0").await.expect("bound");
+        let Ok(Stream::Tcp(near)) = Address::from(listener.local_addr().expect("bound")).connect().await else {
+            panic!("somebody listens, by TCP");
+        };
+        let (far, _) = listener.accept().await.expect("accepted");
+        for end in [&near, &far] {
+            let segment = SockRef::from(end).tcp_mss().expect("connected");
+            assert!(segment <= SEGMENT_BYTES_MAX, "{segment}");
+        }
     }
 
     #[tokio::test]

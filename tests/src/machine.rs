@@ -29,24 +29,46 @@ exec chroot . sh -c 'echo ready; exec sleep infinity'
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What a machine is connected to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// Nothing but itself.
+    Own,
+    /// What the machine below is, with its addresses and ports.
+    Below,
+}
+
 pub struct Machine {
     holder: Child,
     /// Of the machine's first process.
     pid: String,
+    network: Network,
     dir: tempfile::TempDir,
+}
+
+impl Network {
+    fn namespaces(self) -> &'static [&'static str] {
+        match self {
+            Self::Own => &["--mount", "--pid", "--ipc", "--uts", "--net"],
+            Self::Below => &["--mount", "--pid", "--ipc", "--uts"],
+        }
+    }
 }
 
 impl Machine {
     /// Boots it, so to say; what is in `give` is in its /run/given. `Err`: why there can be none here.
-    pub fn start(give: &[PathBuf]) -> Result<Self, String> {
+    pub fn start(give: &[PathBuf], network: Network) -> Result<Self, String> {
         let dir = tempfile::tempdir().expect("a temporary directory");
         fs::create_dir(dir.path().join("give")).expect("made");
         for file in give {
             fs::copy(file, dir.path().join("give").join(file.file_name().expect("a name"))).expect("copied");
         }
-        let namespaces = ["--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"];
         let mut unshare = Command::new("unshare");
-        unshare.args(namespaces).args(["sh", "-c", SET_UP, "sh"]).arg(dir.path());
+        unshare
+            .args(network.namespaces())
+            .args(["--fork", "--kill-child"])
+            .args(["sh", "-c", SET_UP, "sh"])
+            .arg(dir.path());
         let spawned = unshare.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut holder = spawned.map_err(|error| format!("unshare cannot be run: {error}"))?;
         let mut line = String::new();
@@ -58,14 +80,15 @@ impl Machine {
         }
         let children = format!("/proc/{0}/task/{0}/children", holder.id());
         let pid = fs::read_to_string(children).expect("unshare has a child").trim().to_owned();
-        Ok(Self { holder, pid, dir })
+        Ok(Self { holder, pid, network, dir })
     }
 
     /// A command that is run there, as root.
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["--target", &self.pid, "--mount", "--net", "--pid", "--ipc", "--uts", "--root", "--wd", "--"]);
+        command.args(["--target", &self.pid]).args(self.network.namespaces());
         command
+            .args(["--root", "--wd", "--"])
             .args(words)
             .env_clear()
             .env("PATH", PATH)

@@ -204,3 +204,32 @@ fn assert_nothing_left(homing: &Homing, network: &Network, pids: &[i32]) {
     let links = std::process::Command::new("ip").args(["-n", network.server.name(), "link"]).output().expect("ip runs");
     assert!(!String::from_utf8_lossy(&links.stdout).contains("xdp"), "XDP is left on an interface");
 }
+
+/// How often the kernel has waited in vain, in this network, for something to send an acknowledgement along with.
+fn delayed_acknowledgements(network: &Network) -> u64 {
+    let table = network.server.output(&["cat", "/proc/self/net/netstat"]);
+    let mut lines = table.lines().filter_map(|line| line.strip_prefix("TcpExt: ")).map(|line| line.split(' '));
+    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+    let (_, value) = names.zip(values).find(|(name, _)| *name == "DelayedACKs").expect("Linux counts them");
+    value.parse().expect("a number")
+}
+
+#[test]
+fn a_worker_that_answers_in_pieces_is_not_kept_waiting_for_acknowledgements() {
+    const REQUESTS: u64 = 40;
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("apps/pieces.py");
+    let site = Site::with(&format!(
+        "[[app]]\nname = \"pieces\"\nlisten = [\"{}\"]\naffinity = \"cookie\"\n\
+         command = [\"python3\", {script:?}, \"{{port}}\"]\nworkers = {{ min = 1, max = 1 }}\n",
+        v4()
+    ));
+    site.homing.wait_for_workers(0, 1);
+    let before = delayed_acknowledgements(&site.network);
+    for _ in 0..REQUESTS {
+        let answer = site.client(client_v4(1)).get("/").expect("the service answers");
+        assert_eq!((answer.status, answer.body.as_str()), (200, "piece"));
+    }
+    let waited = delayed_acknowledgements(&site.network) - before;
+    // On a busy machine one or the other is late by itself.
+    assert!(waited < REQUESTS / 4, "{waited} of {REQUESTS} answers waited for an acknowledgement");
+}

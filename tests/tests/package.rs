@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use homing_tests::instance::{binary, wait_for, workers};
-use homing_tests::machine::Machine;
+use homing_tests::machine::{Machine, Network};
 use serde_json::Value;
 
 /// What an installation changes for good: Debian's own books, the workers' user, and caches of others.
@@ -49,7 +49,7 @@ fn machine() -> Option<Machine> {
         eprintln!("SKIPPED: homing is installed on this machine, above which the test's own would lie");
         return None;
     }
-    Machine::start(packages()).map_err(|reason| eprintln!("SKIPPED: {reason}")).ok()
+    Machine::start(packages(), Network::Own).map_err(|reason| eprintln!("SKIPPED: {reason}")).ok()
 }
 
 fn install(machine: &Machine, package: &Path) -> String {

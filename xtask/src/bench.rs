@@ -28,7 +28,7 @@ enum What {
     Path,
     /// The HTTP path beside nginx, HAProxy and Caddy.
     Http,
-    /// 200 people at a Shiny for Python app, beside nginx and HAProxy.
+    /// 200 people at a Shiny app, beside nginx, HAProxy and, in R, Shiny Server.
     Sessions,
     /// 10,000 sessions for 20 minutes (--sessions N, --minutes M): nothing may grow, nobody may be cut off.
     Soak,
@@ -47,6 +47,7 @@ pub fn bench(options: &Options) -> anyhow::Result<()> {
     }
     if matches!(options.what, What::Sessions | What::All) {
         setup::python_apps()?;
+        setup::shiny_r()?;
     }
     // As it is shipped this takes some minutes the first time.
     let profile = options.profile.as_str();

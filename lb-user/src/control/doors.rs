@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd as _;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::address::SEGMENT_BYTES_MAX;
 use crate::config::App;
 use crate::proxy::{Listener, Proxy, Shutdown};
 
@@ -134,6 +135,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
+    // Connections have it from here.
+    socket.set_tcp_mss(SEGMENT_BYTES_MAX)?;
     if address.is_ipv6() {
         // "[::]:80" means IPv6: "0.0.0.0:80" may stand beside it.
         socket.set_only_v6(true)?;

@@ -91,6 +91,14 @@ impl Reader {
             Poll::Ready(Ok(more.len()))
         })
     }
+
+    /// An answer has begun and not ended: its worker may hold back the rest until it is told that this has come.
+    fn acknowledge(&self) {
+        // What is sent beside it acknowledges, too.
+        if let Side::Whole(stream) = &self.side {
+            stream.acknowledge();
+        }
+    }
 }
 
 /// Sends the request and waits for the head of its answer.
@@ -117,7 +125,13 @@ pub async fn exchange(
         loop {
             let has_begun = !reader.come.is_empty();
             let silent = |failed| if has_begun { Unanswered::Broken(failed) } else { Unanswered::Silence(failed) };
-            match ready!(reader.poll_more(cx)) {
+            let Poll::Ready(more) = reader.poll_more(cx) else {
+                if has_begun {
+                    reader.acknowledge();
+                }
+                return Poll::Pending;
+            };
+            match more {
                 Ok(0) => return Poll::Ready(Err(silent(Failed::Ended))),
                 Err(error) => return Poll::Ready(Err(silent(Failed::Io(error)))),
                 Ok(_) => match head::take(asked, &mut reader.come) {
@@ -230,7 +244,10 @@ impl Body for Arriving {
                 Piece::Trailers(trailers) => Some(Frame::trailers(trailers)),
                 Piece::End => None,
                 Piece::Missing => match reader.poll_more(cx) {
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => {
+                        reader.acknowledge();
+                        return Poll::Pending;
+                    }
                     Poll::Ready(Ok(0)) if this.framing == Framing::UntilClose => {
                         this.framing = Framing::Done;
                         this.reader = None;
