@@ -19,6 +19,7 @@ pub mod output;
 mod privileges;
 pub mod proxy;
 pub mod routing;
+pub mod spans;
 mod sys;
 pub mod tls;
 mod trouble;

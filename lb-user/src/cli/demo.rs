@@ -152,6 +152,7 @@ fn config(dir: &Path, by_address: SocketAddr, by_cookie: SocketAddr) -> anyhow::
     Ok(Config {
         homing: Homing {
             access_log: None,
+            traces: None,
             control_socket: dir.join("control.sock"),
             state_dir: dir.join("state"),
             run_dir: dir.join("run"),

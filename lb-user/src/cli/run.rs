@@ -147,12 +147,13 @@ async fn go_on(
     let routing =
         RoutingHandle { snapshots: snapshot_receiver, notices: notice_sender, bindings: Arc::clone(&bindings) };
     let access_log = config.homing.access_log.as_ref();
-    let proxy = Proxy::new(routing, keys.clone(), access_log).with_context(|| {
+    let proxy = Proxy::new(routing, keys.clone(), access_log, config.homing.traces.as_ref()).with_context(|| {
         let path = access_log.map(|log| log.path.display().to_string()).unwrap_or_default();
         format!("cannot write the access log {path}; set homing.access_log, or make its directory writable")
     })?;
     let line = ready_line(&config, &kernel);
     let metrics = Metrics::new(Sources { requests: request_sender.clone(), snapshots: snapshots.subscribe() });
+    let traced = proxy.clone();
     let runner = Runner::start(Parts {
         file,
         config,
@@ -176,7 +177,7 @@ async fn go_on(
     tell_systemd(&[NotifyState::Ready, NotifyState::MainPid(guarded_by.unwrap_or_else(std::process::id))]);
     let ended = runner.run(request_sender).await;
     answering.abort();
-    match ended? {
+    let ended = match ended? {
         Ended::Stopped => Ok(()),
         Ended::Replaced(predecessor) => {
             // Both are the successor's now.
@@ -184,7 +185,9 @@ async fn go_on(
             drop((answering.await, held));
             predecessor.serve_out().await
         }
-    }
+    };
+    tokio::task::spawn_blocking(move || traced.finish()).await?;
+    ended
 }
 
 /// Tries again for a while: a homing that has just yielded lets go of one thing after the other.

@@ -51,6 +51,8 @@ pub struct Homing {
     pub starts_at_once: u32,
     /// Of requests that the HTTP path serves.
     pub access_log: Option<crate::access::Settings>,
+    /// Of the same requests.
+    pub traces: Option<crate::spans::Settings>,
     /// Of workers' output.
     pub output: crate::output::Limits,
     /// Where metrics and the dashboard are to be had, if anywhere.

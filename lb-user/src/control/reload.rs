@@ -255,6 +255,7 @@ fn check_homing(old: &Homing, new: &Homing) -> Result<(), String> {
         ("run_dir", old.run_dir != new.run_dir),
         ("log_dir", old.log_dir != new.log_dir),
         ("access_log", old.access_log != new.access_log),
+        ("traces", old.traces != new.traces),
         ("pin_dir", old.pin_dir != new.pin_dir),
         ("cgroups", old.cgroups != new.cgroups),
         ("kernel_path", old.kernel_path != new.kernel_path),

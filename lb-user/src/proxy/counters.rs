@@ -111,6 +111,8 @@ counters! {
     TunnelsSilent = "http_tunnels_silent",
     /// Lines of the access log that were dropped: the disk was full, or slower than what there was to write.
     AccessLogDropped = "http_access_log_dropped",
+    /// Spans of requests (`homing.traces`) that the collector did not take.
+    SpansDropped = "http_spans_dropped",
     /// Notices to control that were dropped because its queue was full.
     NoticesDropped = "http_notices_dropped",
 }

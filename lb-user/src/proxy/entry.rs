@@ -1,4 +1,5 @@
-//! A request's line in the access log, filled while the request is served. Exists only where there is a log.
+//! A request's line in the access log, and its span, filled while the request is served. Exists only where there is a log, or
+//! the request is traced.
 
 use std::net::IpAddr;
 use std::ops::{Deref, DerefMut};
@@ -10,13 +11,16 @@ use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, REFERER, USER_AGENT
 use http::request::Parts;
 
 use crate::access::{AccessLog, Fate, Line};
+use crate::spans::Span;
 
 /// What nginx writes where the client was gone before its answer.
 const CLIENT_GONE: u16 = 499;
 
-/// Written when it is dropped.
+/// Written, and sent, when it is dropped.
 pub struct Entry {
-    log: Arc<AccessLog>,
+    log: Option<Arc<AccessLog>>,
+    /// Ended by drop alone.
+    span: Option<Span>,
     began: Instant,
     /// Taken by drop alone.
     line: Option<Box<Line>>,
@@ -25,7 +29,8 @@ pub struct Entry {
 impl Entry {
     /// For a request whose head has come. `version`: as the client speaks it.
     pub fn begin(
-        log: &Arc<AccessLog>,
+        log: Option<&Arc<AccessLog>>,
+        span: Option<Span>,
         client: (IpAddr, bool),
         parts: &Parts,
         version: Version,
@@ -33,7 +38,7 @@ impl Entry {
     ) -> Self {
         let (client, is_secure) = client;
         let target = match parts.uri.path_and_query() {
-            Some(target) if log.wants_query() => target.as_str(),
+            Some(target) if log.is_some_and(|log| log.wants_query()) => target.as_str(),
             _ => parts.uri.path(),
         };
         let line = Line {
@@ -53,7 +58,14 @@ impl Entry {
             bytes: 0,
             fate: Fate::Abandoned,
         };
-        Self { log: Arc::clone(log), began: Instant::now(), line: Some(Box::new(line)) }
+        Self { log: log.cloned(), span, began: Instant::now(), line: Some(Box::new(line)) }
+    }
+
+    /// Tells the worker of the span.
+    pub fn tell(&self, headers: &mut HeaderMap) {
+        if let Some(span) = &self.span {
+            span.tell(headers);
+        }
     }
 }
 
@@ -80,7 +92,12 @@ impl Drop for Entry {
     fn drop(&mut self) {
         if let Some(mut line) = self.line.take() {
             line.took = self.began.elapsed();
-            self.log.write(*line);
+            if let Some(span) = self.span.take() {
+                span.end(&line);
+            }
+            if let Some(log) = &self.log {
+                log.write(*line);
+            }
         }
     }
 }

@@ -49,10 +49,17 @@ pub async fn handle(connection: Arc<Connection>, mut request: Request<Incoming>)
     let client = introduced.as_ref().unwrap_or(&connection.client);
     let number = inner.ids.number();
     let id = || client.id.clone().unwrap_or_else(|| inner.ids.value(number));
-    let mut entry = inner.access.as_ref().map(|log| {
-        let version = if is_h2 { Version::HTTP_2 } else { parts.version };
-        Entry::begin(log, (client.address, client.is_secure), &parts, version, id())
+    let span = inner.spans.as_ref().and_then(|spans| {
+        let is_believed = connection.speaks_for_others.is_some();
+        spans.begin(&parts.method, &parts.headers, is_believed)
     });
+    let mut entry = if inner.access.is_some() || span.is_some() {
+        let version = if is_h2 { Version::HTTP_2 } else { parts.version };
+        let who = (client.address, client.is_secure);
+        Some(Entry::begin(inner.access.as_ref(), span, who, &parts, version, id()))
+    } else {
+        None
+    };
     let arrived = bootstrap
         .map_err(|refusal| (None, refusal))
         .and_then(|bootstrap| Ok((arrive(&connection, client, &mut parts)?, bootstrap)));
@@ -177,6 +184,9 @@ async fn forward(
         return Err(Refusal::Bad("a request to switch protocols has no body"));
     }
     headers::to_worker(&mut parts.headers, client, id, upgrade.is_some());
+    if let Some(entry) = entry {
+        entry.tell(&mut parts.headers);
+    }
     if let Some(prefix) = prefix {
         headers::tell_prefix(&mut parts.headers, &prefix);
     }

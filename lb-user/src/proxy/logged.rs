@@ -16,7 +16,7 @@ async fn logged(app: AppRoute, query: bool) -> (World, tempfile::TempDir, PathBu
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("access.log");
     let settings = Settings { path: path.clone(), format: Format::Json, query };
-    (world_told(&[Route::default()], vec![app], Some(&settings)).await, dir, path)
+    (world_told(&[Route::default()], vec![app], Some(&settings), None).await, dir, path)
 }
 
 /// All lines, once there are so many.

@@ -60,6 +60,8 @@ mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
 mod told;
+#[cfg(test)]
+mod traced;
 mod trust;
 mod tunnel;
 mod upstream;
@@ -81,6 +83,7 @@ pub use keys::{CookieKeys, KEY_BYTES, KEY_FILE};
 use crate::access::{self, AccessLog};
 use crate::live::Live;
 use crate::routing::RoutingHandle;
+use crate::spans::{self, Spans};
 
 /// A socket to serve, bound and listening.
 pub struct Listener {
@@ -105,6 +108,7 @@ pub struct Proxy(Arc<Inner>);
 
 struct Inner {
     access: Option<Arc<AccessLog>>,
+    spans: Option<Spans>,
     /// Who is told of decisions as they are made.
     live: Live,
     routing: RoutingHandle,
@@ -131,17 +135,34 @@ struct Inner {
 }
 
 impl Proxy {
+    /// What is left to be sent of traces is, for a second at most. Blocks.
+    pub fn finish(&self) {
+        if let Some(spans) = &self.0.spans {
+            spans.finish();
+        }
+    }
+
     /// # Errors
     /// When the access log cannot be opened.
-    pub fn new(routing: RoutingHandle, keys: CookieKeys, access: Option<&access::Settings>) -> io::Result<Self> {
+    pub fn new(
+        routing: RoutingHandle,
+        keys: CookieKeys,
+        access: Option<&access::Settings>,
+        traces: Option<&spans::Settings>,
+    ) -> io::Result<Self> {
         let counters = Arc::new(Counters::new());
-        let told = Arc::clone(&counters);
-        let dropped: access::Dropped = Arc::new(move |lines| told.add_many(Counter::AccessLogDropped, lines));
-        let access = access.map(|settings| AccessLog::open(settings, dropped).map(Arc::new)).transpose()?;
+        let counted = |counter| -> access::Dropped {
+            let counters = Arc::clone(&counters);
+            Arc::new(move |count| counters.add_many(counter, count))
+        };
+        let open = |settings| AccessLog::open(settings, counted(Counter::AccessLogDropped)).map(Arc::new);
+        let access = access.map(open).transpose()?;
+        let spans = traces.map(|settings| Spans::new(settings, counted(Counter::SpansDropped)));
         // Without random bytes request ids merely repeat after a restart.
         let ids = headers::RequestIds::new(getrandom::u64().unwrap_or_default());
         Ok(Self(Arc::new(Inner {
             access,
+            spans,
             live: Live::default(),
             routing,
             keys,

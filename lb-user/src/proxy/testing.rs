@@ -30,6 +30,7 @@ use crate::address::Address;
 use crate::bindings::MemoryBindings;
 use crate::config::{Affinity, Route};
 use crate::routing::{AppRoute, Door, Notice, RoutingHandle, Snapshot, WorkerRoute};
+use crate::spans;
 use crate::tls::testing::{Files, Pair};
 use crate::tls::{self, Certificate, Tickets};
 
@@ -212,11 +213,16 @@ pub async fn world(route: AppRoute) -> World {
 
 /// Apps on one listener, each with its route there.
 pub async fn world_of(routes: &[Route], apps: Vec<AppRoute>) -> World {
-    world_told(routes, apps, None).await
+    world_told(routes, apps, None, None).await
 }
 
-/// The same, with an access log.
-pub async fn world_told(routes: &[Route], apps: Vec<AppRoute>, access: Option<&access::Settings>) -> World {
+/// The same, with an access log, or with spans.
+pub async fn world_told(
+    routes: &[Route],
+    apps: Vec<AppRoute>,
+    access: Option<&access::Settings>,
+    traces: Option<&spans::Settings>,
+) -> World {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     let (snapshots, receiver) = watch::channel(Arc::new(picture(address, routes, apps)));
@@ -224,7 +230,7 @@ pub async fn world_told(routes: &[Route], apps: Vec<AppRoute>, access: Option<&a
     let notices = Mutex::new(notices);
     let bindings = Arc::new(MemoryBindings::new());
     let routing = RoutingHandle { snapshots: receiver, notices: sender, bindings: bindings.clone() };
-    let proxy = Proxy::new(routing, CookieKeys::new([7; 32], None), access).unwrap();
+    let proxy = Proxy::new(routing, CookieKeys::new([7; 32], None), access, traces).unwrap();
     let (shutdown, told) = watch::channel(Shutdown::Serving);
     let served = tokio::spawn(proxy.clone().serve(Listener { address, socket }, told));
     World { proxy, address, notices, shutdown, bindings, served, snapshots }

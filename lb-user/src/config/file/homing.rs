@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use http::Uri;
+
 use super::keys;
 use super::metrics;
 use super::output;
@@ -10,8 +12,11 @@ use super::reader::{Table, shown};
 use super::value;
 use crate::access::{Format, Settings};
 use crate::config::{Cgroups, Homing, KernelPath};
+use crate::spans;
 use crate::worker::socket::PATH_BYTES_MAX;
 
+/// One request in so many, where there are very many.
+const TRACES_ONE_IN_MAX: u32 = 1_000_000;
 /// IFNAMSIZ, less the NUL.
 const INTERFACE_BYTES_MAX: usize = 15;
 
@@ -48,6 +53,7 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
     let bindings = table.and_then(|table| table.number("bindings", BINDINGS_MIN, BINDINGS_MAX));
     let starts = table.and_then(|table| table.number("starts_at_once", 1, STARTS_MAX));
     let access_log = table.and_then(|table| access_log(table, base));
+    let traces = table.and_then(traces);
     let output = table.map_or(output::DEFAULT, output::limits);
     let metrics = table.and_then(|table| metrics::read(table, base));
     Some(Homing {
@@ -61,6 +67,7 @@ pub(super) fn read(table: Option<&Table<'_>>, base: &Path) -> Option<Homing> {
         interfaces,
         trusted_proxies: trusted.into_iter().map(|given| given.value).collect(),
         access_log,
+        traces,
         output,
         metrics,
         bindings: bindings.map_or(DEFAULT_BINDINGS, |given| given.value),
@@ -112,6 +119,35 @@ fn access_log(table: &Table<'_>, base: &Path) -> Option<Settings> {
         format: format.map_or(Format::Combined, |given| given.value),
         query: query.is_some_and(|given| given.value),
     })
+}
+
+fn traces(table: &Table<'_>) -> Option<spans::Settings> {
+    let endpoint = table.parsed("traces", collector);
+    let one_in = table.number("traces_one_in", 1, TRACES_ONE_IN_MAX);
+    if let Some(one_in) = one_in.as_ref().filter(|_| !table.has("traces")) {
+        let told = "`traces_one_in` without `traces` traces nothing; add traces, or remove it".to_owned();
+        table.wrong(one_in.span.clone(), told);
+    }
+    Some(spans::Settings { endpoint: endpoint?.value, one_in: one_in.map_or(1, |given| given.value) })
+}
+
+/// Where a collector takes traces, of where it listens.
+fn collector(text: &str) -> Result<String, String> {
+    let told = || {
+        format!(
+            "must be where an OpenTelemetry collector takes OTLP over HTTP, like http://127.0.0.1:4318, not `{}`",
+            shown(text)
+        )
+    };
+    let url: Uri = text.parse().map_err(|_| told())?;
+    match (url.scheme_str(), url.authority(), url.path()) {
+        (Some("https"), ..) => {
+            Err("must begin with http://; have a collector on this machine, which goes on by TLS".to_owned())
+        }
+        (Some("http"), Some(authority), "/" | "") => Ok(format!("http://{authority}/v1/traces")),
+        (Some("http"), Some(_), _) => Ok(text.to_owned()),
+        _ => Err(told()),
+    }
 }
 
 fn cgroups(text: &str) -> Result<Cgroups, String> {

@@ -17,6 +17,8 @@ pub(super) const HOMING: Keys = &[
     "homing.access_log",
     "homing.access_log_format",
     "homing.access_log_query",
+    "homing.traces",
+    "homing.traces_one_in",
     "homing.pin_dir",
     "homing.cgroups",
     "homing.kernel_path",

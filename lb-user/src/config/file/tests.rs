@@ -16,6 +16,7 @@ use crate::config::{
     Rate, Route, SameSite, Secure, Timeouts, Workers,
 };
 use crate::output::Limits;
+use crate::spans;
 
 /// What every app needs, in three lines.
 pub(super) const APP: &str = "[[app]]\nname = \"sales\"\nlisten = [\"127.0.0.1:8080\"]\ncommand = [\"sh\"]\n";
@@ -94,6 +95,8 @@ fn every_key_is_read() {
         access_log = "etc/access.log"
         access_log_format = "json"
         access_log_query = true
+        traces = "http://localhost:4318"
+        traces_one_in = 100
         pin_dir = "/sys/fs/bpf/other"
         cgroups = "off"
         kernel_path = "required"
@@ -135,6 +138,8 @@ fn every_key_is_read() {
     assert_eq!(config.homing.pin_dir, Path::new("/sys/fs/bpf/other"));
     let access_log = access::Settings { path: "/etc/access.log".into(), format: access::Format::Json, query: true };
     assert_eq!(config.homing.access_log, Some(access_log));
+    let traces = spans::Settings { endpoint: "http://localhost:4318/v1/traces".to_owned(), one_in: 100 };
+    assert_eq!(config.homing.traces, Some(traces));
     assert_eq!(config.homing.cgroups, Cgroups::Off);
     assert_eq!(config.homing.kernel_path, KernelPath::Required);
     assert_eq!(config.homing.interfaces, ["eth0", "lo"]);
@@ -318,12 +323,21 @@ fn relative_paths_start_from_the_directory_of_the_file() {
 }
 
 #[test]
-fn an_access_log_without_a_place_or_with_nothing_to_write_to_is_told() {
+fn an_access_log_or_traces_without_a_place_are_told() {
     for (line, expected) in [
         (
             "access_log = \"/nowhere/a.log\"",
             "`access_log` must be a file in a directory that exists, not `/nowhere/a.log`",
         ),
+        (
+            "traces = \"127.0.0.1:4318\"",
+            "`traces` must be where an OpenTelemetry collector takes OTLP over HTTP, like http://127.0.0.1:4318, not `127.0.0.1:4318`",
+        ),
+        (
+            "traces = \"https://collector.test\"",
+            "`traces` must begin with http://; have a collector on this machine, which goes on by TLS",
+        ),
+        ("traces_one_in = 10", "`traces_one_in` without `traces` traces nothing; add traces, or remove it"),
         ("access_log = \"/\"", "`access_log` must be a file in a directory that exists, not `/`"),
         (
             "access_log_query = true",
