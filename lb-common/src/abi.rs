@@ -245,13 +245,16 @@ pub struct Backend {
     pub reserved: u32,
 }
 
-/// The way to a remote backend, as the kernel's routing and neighbour tables gave it. Kept per CPU for a second.
+/// The kernel's ticks for which a CPU remembers the way to a remote backend at most. A kernel has 100, 250, 300 or 1,000 in a
+/// second: that is 1.28 seconds, or less.
+pub const ROUTE_TICKS: u64 = 128;
+
+/// The way to a remote backend, as the kernel's routing and neighbour tables gave it. Kept per CPU, see [`ROUTE_TICKS`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Route {
     pub backend: BackendId,
-    /// When it was looked up: CLOCK_MONOTONIC (coarse) in units of 2^30 ns, a little more than a second, which take no
-    /// division to tell.
+    /// When it was looked up, in units of [`ROUTE_TICKS`].
     pub looked_up: u32,
     pub interface: u32,
     /// Bytes of an IP packet.

@@ -22,7 +22,13 @@ impl Addr {
 
     #[inline(always)]
     pub const fn v4(octets: [u8; 4]) -> Self {
-        Self { high: 0, low: V4_MAPPED | u32::from_be_bytes(octets) as u64 }
+        Self::of_v4(u32::from_be_bytes(octets))
+    }
+
+    /// An IPv4 address as a number.
+    #[inline(always)]
+    pub const fn of_v4(bits: u32) -> Self {
+        Self { high: 0, low: V4_MAPPED | bits as u64 }
     }
 
     #[inline(always)]

@@ -103,6 +103,24 @@ pub fn choose<T: Tables>(tables: &T, service: &Service, address: Addr) -> Choice
     Choice::Ring(slot.current)
 }
 
+/// A binding of a remote backend's client is stamped again when the stamp is older than this, in seconds.
+pub const REFRESH_S: u32 = 30;
+
+/// Where [`follow`] sends a packet of an open flow, if it is a plain case with nothing to write down: the slot is stable, or the
+/// client is bound and was seen just now. Whether that backend lives is for the caller to see. `None`: not so plain.
+#[inline(always)]
+pub fn settled<T: Tables>(tables: &T, service: &Service, address: Addr) -> Option<BackendId> {
+    let client = client_of(service, address);
+    let slot = tables.slot(service.app, slot_of(service, client))?;
+    if slot.previous.is_none() {
+        return (!slot.current.is_none()).then_some(slot.current);
+    }
+    let binding = tables.binding(&BindingKey { client, app: service.app, reserved: 0 })?;
+    let now_s = tables.now_s();
+    let was_just_seen = now_s.wrapping_sub(binding.seen_s) < REFRESH_S;
+    (was_just_seen && is_fresh(service, &binding, now_s)).then_some(binding.backend)
+}
+
 /// Where a packet of an open flow goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Flow {
@@ -300,5 +318,23 @@ mod tests {
     fn a_stable_slot_is_followed_by_the_ring_alone() {
         let tables = bound(Slot { current: A, previous: BackendId::NONE }, B, 1, 0, 0);
         assert_eq!(follow(&tables, &service(), CLIENT), Flow::Ring(A));
+        assert_eq!(settled(&tables, &service(), CLIENT), Some(A));
+    }
+
+    #[test]
+    fn nothing_is_settled_without_an_owner_or_for_somebody_unknown_in_transition() {
+        let slot = |current, previous| unbound(Slot { current, previous });
+        assert_eq!(settled(&slot(BackendId::NONE, BackendId::NONE), &service(), CLIENT), None);
+        assert_eq!(settled(&slot(A, B), &service(), CLIENT), None);
+    }
+
+    #[test]
+    fn in_transition_a_bound_client_is_settled_until_its_stamp_wants_renewal() {
+        let at = |now_s| bound(Slot { current: A, previous: B }, B, 0, 100, now_s);
+        assert_eq!(settled(&at(100 + REFRESH_S - 1), &service(), CLIENT), Some(B));
+        assert_eq!(settled(&at(100 + REFRESH_S), &service(), CLIENT), None);
+        let hasty = Service { affinity_s: 10, ..service() };
+        assert_eq!(settled(&at(109), &hasty, CLIENT), Some(B));
+        assert_eq!(settled(&at(110), &hasty, CLIENT), None, "it is not bound any more");
     }
 }

@@ -26,42 +26,64 @@ pub const QUOTE_V6: usize = 128;
 
 /// An IPv4 header without options (RFC 791), "don't fragment" set. `payload_len` is at most 65,515.
 #[inline(always)]
-pub const fn ipv4(source: Addr, destination: Addr, protocol: u8, payload_len: u16, tos: u8) -> [u8; IPV4_LEN] {
-    let [l0, l1] = (IPV4_LEN as u16 + payload_len).to_be_bytes();
-    let [s0, s1, s2, s3] = (source.low as u32).to_be_bytes();
-    let [d0, d1, d2, d3] = (destination.low as u32).to_be_bytes();
-    let mut header = [0x45, tos, l0, l1, 0, 0, 0x40, 0, OUTER_TTL, protocol, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
-    let [c0, c1] = checksum::finish(checksum::sum(&header)).to_be_bytes();
-    header[10] = c0;
-    header[11] = c1;
-    header
+pub fn ipv4(source: Addr, destination: Addr, protocol: u8, payload_len: u16, tos: u8) -> [u8; IPV4_LEN] {
+    bytes(ipv4_words(source, destination, protocol, payload_len, tos))
+}
+
+/// The same as words of this machine, which take few steps to work out and to write.
+#[inline(always)]
+pub const fn ipv4_words(source: Addr, destination: Addr, protocol: u8, payload_len: u16, tos: u8) -> [u32; 5] {
+    let first = 0x4500_0000 | (tos as u32) << 16 | (IPV4_LEN as u32 + payload_len as u32);
+    let third = (OUTER_TTL as u32) << 24 | (protocol as u32) << 16;
+    let [source, destination] = [source.low as u32, destination.low as u32];
+    let sum = first as u64 + 0x4000 + third as u64 + source as u64 + destination as u64;
+    let third = third | checksum::finish_words(sum) as u32;
+    [first.to_be(), 0x4000_u32.to_be(), third.to_be(), source.to_be(), destination.to_be()]
 }
 
 /// An IPv6 header (RFC 8200 section 3).
 #[inline(always)]
 pub fn ipv6(source: Addr, destination: Addr, next: u8, payload_len: u16, class: u8) -> [u8; IPV6_LEN] {
-    let mut header = [0; IPV6_LEN];
-    header[0] = 0x60 | (class >> 4);
-    header[1] = class << 4;
-    [header[4], header[5]] = payload_len.to_be_bytes();
-    header[6] = next;
-    header[7] = OUTER_TTL;
-    header[8..16].copy_from_slice(&source.high.to_be_bytes());
-    header[16..24].copy_from_slice(&source.low.to_be_bytes());
-    header[24..32].copy_from_slice(&destination.high.to_be_bytes());
-    header[32..40].copy_from_slice(&destination.low.to_be_bytes());
-    header
+    bytes(ipv6_words(source, destination, next, payload_len, class))
+}
+
+/// The same as words of this machine.
+#[inline(always)]
+pub const fn ipv6_words(source: Addr, destination: Addr, next: u8, payload_len: u16, class: u8) -> [u32; 10] {
+    let first = 0x6000_0000 | (class as u32) << 20;
+    let second = (payload_len as u32) << 16 | (next as u32) << 8 | OUTER_TTL as u32;
+    let [s0, s1, s2, s3] = halves(source);
+    let [d0, d1, d2, d3] = halves(destination);
+    [first.to_be(), second.to_be(), s0, s1, s2, s3, d0, d1, d2, d3]
+}
+
+/// An address in network byte order, as words of this machine.
+#[inline(always)]
+pub const fn halves(address: Addr) -> [u32; 4] {
+    let Addr { high, low } = address;
+    [((high >> 32) as u32).to_be(), (high as u32).to_be(), ((low >> 32) as u32).to_be(), (low as u32).to_be()]
+}
+
+/// Words of this machine as the bytes that they are.
+#[inline(always)]
+fn bytes<const WORDS: usize, const BYTES: usize>(words: [u32; WORDS]) -> [u8; BYTES] {
+    let mut bytes = [0; BYTES];
+    for (four, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
+        *four = word.to_ne_bytes();
+    }
+    bytes
 }
 
 /// UDP and GUE variant 0 without extensions (draft-ietf-intarea-gue-09 section 3.1) around a packet of `inner`
 /// ([`PROTO_IPV4`] or [`PROTO_IPV6`]). The source port comes from the flow's hash, in the dynamic range, so that flows
 /// spread over paths and queues. No UDP checksum: inner packets have their own (RFC 768; RFC 6935 for IPv6).
+///
+/// As words of this machine.
 #[inline(always)]
-pub const fn gue(port: u16, hash: u32, inner: u8, inner_len: u16) -> [u8; GUE_LEN] {
-    let [s0, s1] = (0xc000 | (hash as u16 & 0x3fff)).to_be_bytes();
-    let [d0, d1] = port.to_be_bytes();
-    let [l0, l1] = (GUE_LEN as u16 + inner_len).to_be_bytes();
-    [s0, s1, d0, d1, l0, l1, 0, 0, 0, inner, 0, 0]
+pub const fn gue(port: u16, hash: u32, inner: u8, inner_len: u16) -> [u32; GUE_LEN / 4] {
+    let ports = (0xc000 | (hash & 0x3fff)) << 16 | port as u32;
+    let len = (GUE_LEN as u32 + inner_len as u32) << 16;
+    [ports.to_be(), len.to_be(), ((inner as u32) << 16).to_be()]
 }
 
 /// The protocol of a [`gue`] packet's outer header.
@@ -156,6 +178,6 @@ mod tests {
 
     #[test]
     fn a_gue_header_says_what_is_inside() {
-        assert_eq!(gue(6080, 0xffff_ffff, PROTO_IPV6, 100), [0xff, 0xff, 0x17, 0xc0, 0, 112, 0, 0, 0, 41, 0, 0]);
+        assert_eq!(bytes(gue(6080, 0xffff_ffff, PROTO_IPV6, 100)), [0xff, 0xff, 0x17, 0xc0, 0, 112, 0, 0, 0, 41, 0, 0]);
     }
 }

@@ -10,6 +10,13 @@ pub const fn mix(seed: u64, address: Addr) -> u64 {
     finalise(finalise(seed ^ address.high) ^ address.low)
 }
 
+/// A hash that spreads flows and keeps no secret: of both halves and the ports at once.
+#[inline(always)]
+pub const fn flow(source: Addr, source_port: u16, destination_port: u16) -> u32 {
+    let ports = (source_port as u64) << 48 | (destination_port as u64) << 32;
+    (finalise(source.high.rotate_left(32) ^ source.low ^ ports) >> 32) as u32
+}
+
 /// The slot of a ring of `len` slots (1 to 2^32 - 1) that a hash falls into: multiply-shift, no division.
 #[inline(always)]
 pub const fn slot(hash: u64, len: u32) -> u32 {
@@ -37,6 +44,15 @@ mod tests {
             slots[slot(hash, 4) as usize] += 1;
         }
         assert!(slots.iter().all(|n| (40..=90).contains(n)), "256 neighbours over 4 slots: {slots:?}");
+    }
+
+    #[test]
+    fn flows_of_one_client_spread_evenly() {
+        let mut paths = [0_u32; 4];
+        for port in 40_000..40_256 {
+            paths[flow(Addr::v4([10, 0, 0, 1]), port, 80) as usize & 3] += 1;
+        }
+        assert!(paths.iter().all(|n| (40..=90).contains(n)), "256 flows over 4 paths: {paths:?}");
     }
 
     #[test]

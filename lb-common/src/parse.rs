@@ -9,6 +9,73 @@ use crate::addr::Addr;
 /// Bytes that may end anywhere. `read` returns `None` past the end, never a part.
 pub trait Packet {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// The same bytes whatever they are, as the fields that a plain IPv4 packet has there. For who reads numbers in one
+    /// piece.
+    #[inline(always)]
+    fn head(&self) -> Option<Head> {
+        self.read(0).map(|bytes| Head::of(&bytes))
+    }
+}
+
+/// Where a frame has what, if it is a plain IPv4 packet's: no tags, no options. Numbers in host byte order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Head {
+    pub ethertype: u16,
+    pub version_and_len: u8,
+    pub fragment: u16,
+    pub protocol: u8,
+    pub source: u32,
+    pub destination: u32,
+    pub source_port: u16,
+    pub destination_port: u16,
+    /// TCP's; of a datagram some byte.
+    pub flags: u8,
+}
+
+impl Head {
+    /// Where the IP header begins.
+    pub const NETWORK: usize = ETHERNET_LEN;
+    /// Bytes up to TCP's flags, so that one look at the frame's length is enough.
+    pub const LEN: usize = ETHERNET_LEN + IPV4_MIN_LEN + 14;
+    pub const ETHERTYPE: usize = 12;
+    pub const VERSION: usize = ETHERNET_LEN;
+    pub const FRAGMENT: usize = ETHERNET_LEN + 6;
+    pub const PROTOCOL: usize = ETHERNET_LEN + 9;
+    pub const SOURCE: usize = ETHERNET_LEN + 12;
+    pub const DESTINATION: usize = ETHERNET_LEN + 16;
+    pub const SOURCE_PORT: usize = ETHERNET_LEN + IPV4_MIN_LEN;
+    pub const DESTINATION_PORT: usize = Self::SOURCE_PORT + 2;
+    pub const FLAGS: usize = Self::SOURCE_PORT + 13;
+
+    #[inline(always)]
+    const fn of(bytes: &[u8; Self::LEN]) -> Self {
+        const fn short(bytes: &[u8; Head::LEN], at: usize) -> u16 {
+            u16::from_be_bytes([bytes[at], bytes[at + 1]])
+        }
+        const fn long(bytes: &[u8; Head::LEN], at: usize) -> u32 {
+            u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        }
+        Self {
+            ethertype: short(bytes, Self::ETHERTYPE),
+            version_and_len: bytes[Self::VERSION],
+            fragment: short(bytes, Self::FRAGMENT),
+            protocol: bytes[Self::PROTOCOL],
+            source: long(bytes, Self::SOURCE),
+            destination: long(bytes, Self::DESTINATION),
+            source_port: short(bytes, Self::SOURCE_PORT),
+            destination_port: short(bytes, Self::DESTINATION_PORT),
+            flags: bytes[Self::FLAGS],
+        }
+    }
+
+    /// IPv4 without options, and whole.
+    #[inline(always)]
+    pub const fn is_plain(&self) -> bool {
+        self.ethertype == ETHERTYPE_IPV4
+            && self.version_and_len == IPV4_PLAIN
+            && self.fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS) == 0
+    }
 }
 
 impl Packet for [u8] {
@@ -115,8 +182,6 @@ const IPV6_LEN: usize = 40;
 
 /// Version 4, no options.
 const IPV4_PLAIN: u8 = 0x45;
-/// A plain IPv4 frame up to TCP's flags, so that one look at its length is enough.
-const IPV4_HEAD: usize = ETHERNET_LEN + IPV4_MIN_LEN + 14;
 
 const NEXT_HOP_BY_HOP: u8 = 0;
 const NEXT_ICMP: u8 = 1;
@@ -150,33 +215,33 @@ pub struct Glance {
 #[inline(always)]
 pub fn glance<P: Packet + ?Sized>(packet: &P) -> Option<Glance> {
     const IPV6_HEAD: usize = ETHERNET_LEN + IPV6_LEN + 14;
-    let head: [u8; IPV4_HEAD] = packet.read(0)?;
-    let network = ETHERNET_LEN;
-    let (protocol, port, flags) = match u16::from_be_bytes([head[12], head[13]]) {
-        ETHERTYPE_IPV4 => {
-            let fragment = u16::from_be_bytes([head[network + 6], head[network + 7]]);
-            if head[network] != IPV4_PLAIN || fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS) != 0 {
-                return None;
-            }
-            let transport = network + IPV4_MIN_LEN;
-            (head[network + 9], [head[transport + 2], head[transport + 3]], head[transport + 13])
-        }
-        ETHERTYPE_IPV6 => {
-            let head: [u8; IPV6_HEAD] = packet.read(0)?;
-            if head[network] >> 4 != 6 {
-                return None;
-            }
-            let transport = network + IPV6_LEN;
-            (head[network + 6], [head[transport + 2], head[transport + 3]], head[transport + 13])
-        }
-        _ => return None,
-    };
-    let flags = match protocol {
-        PROTO_TCP => flags,
-        PROTO_UDP => 0,
-        _ => return None,
-    };
-    Some(Glance { destination_port: u16::from_be_bytes(port), protocol, flags })
+    let head = packet.head()?;
+    if head.is_plain() {
+        let Head { destination_port, protocol, .. } = head;
+        let flags = flags(protocol, head.flags)?;
+        return Some(Glance { destination_port, protocol, flags });
+    }
+    if head.ethertype != ETHERTYPE_IPV6 {
+        return None;
+    }
+    let head: [u8; IPV6_HEAD] = packet.read(0)?;
+    let (protocol, transport) = (head[ETHERNET_LEN + 6], ETHERNET_LEN + IPV6_LEN);
+    if head[ETHERNET_LEN] >> 4 != 6 {
+        return None;
+    }
+    let flags = flags(protocol, head[transport + 13])?;
+    let destination_port = u16::from_be_bytes([head[transport + 2], head[transport + 3]]);
+    Some(Glance { destination_port, protocol, flags })
+}
+
+/// `None`: neither TCP nor UDP.
+#[inline(always)]
+const fn flags(protocol: u8, flags: u8) -> Option<u8> {
+    match protocol {
+        PROTO_TCP => Some(flags),
+        PROTO_UDP => Some(0),
+        _ => None,
+    }
 }
 
 impl Glance {
@@ -201,26 +266,24 @@ pub fn parse<P: Packet + ?Sized>(packet: &P) -> Frame {
     }
 }
 
-/// The most common packet, read in one piece. `None`: [`parse_ethernet`] knows.
+/// The most common packets, read in one piece. `None`: [`parse_ethernet`] knows.
 #[inline(always)]
 fn plain_ipv4<P: Packet + ?Sized>(packet: &P) -> Option<Frame> {
-    let head: [u8; IPV4_HEAD] = packet.read(0)?;
-    let ethertype = u16::from_be_bytes([head[12], head[13]]);
-    let fragment = u16::from_be_bytes([head[20], head[21]]);
-    let is_whole = fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS) == 0;
-    if ethertype != ETHERTYPE_IPV4 || head[14] != IPV4_PLAIN || head[23] != PROTO_TCP || !is_whole {
+    let head = packet.head()?;
+    if !head.is_plain() {
         return None;
     }
-    Some(Frame::Tcp(Segment {
-        source: Addr::v4([head[26], head[27], head[28], head[29]]),
-        destination: Addr::v4([head[30], head[31], head[32], head[33]]),
-        source_port: u16::from_be_bytes([head[34], head[35]]),
-        destination_port: u16::from_be_bytes([head[36], head[37]]),
-        protocol: PROTO_TCP,
-        flags: head[47],
+    let segment = Segment {
+        source: Addr::of_v4(head.source),
+        destination: Addr::of_v4(head.destination),
+        source_port: head.source_port,
+        destination_port: head.destination_port,
+        protocol: head.protocol,
+        flags: flags(head.protocol, head.flags)?,
         network: ETHERNET_LEN as u16,
         fragment: FragmentId::NONE,
-    }))
+    };
+    Some(if head.protocol == PROTO_TCP { Frame::Tcp(segment) } else { Frame::Udp(segment) })
 }
 
 #[inline(always)]

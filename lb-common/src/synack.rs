@@ -37,10 +37,12 @@ impl Syn {
         Self { source_port: [s0, s1], destination_port: [d0, d1], sequence: [q0, q1, q2, q3], mss }
     }
 
-    /// Its TCP header with no other option, checksum left out.
+    /// Its TCP header with no other option, checksum left out; as words of this machine.
     #[inline(always)]
-    pub const fn header(&self) -> [u8; TCP_LEN] {
-        tcp(self.source_port, self.destination_port, self.sequence, [0; 4], TCP_SYN, self.mss)
+    pub fn header(&self) -> [u32; TCP_LEN / 4] {
+        let bytes = tcp(self.source_port, self.destination_port, self.sequence, [0; 4], TCP_SYN, self.mss);
+        let (words, _) = bytes.as_chunks();
+        core::array::from_fn(|at| u32::from_ne_bytes(words[at]))
     }
 
     /// The answer's TCP header, between these addresses.
@@ -149,6 +151,6 @@ mod tests {
     fn the_segment_size_is_read_where_it_comes_first() {
         assert_eq!(syn(0).mss, 1_460);
         assert_eq!(Syn::new([0; 8], [1, 1, 8, 10]).mss, MSS_DEFAULT);
-        assert_eq!(syn(0).header()[20..], [2, 4, 0x05, 0xb4]);
+        assert_eq!(syn(0).header()[5].to_ne_bytes(), [2, 4, 0x05, 0xb4]);
     }
 }

@@ -12,7 +12,7 @@ use lb_common::synack::{self, Syn, TCP_LEN};
 
 use crate::forward;
 use crate::maps::{self, SOCKETS};
-use crate::packet::XdpPacket;
+use crate::packet::{Span, XdpPacket};
 use crate::steer::Outgoing;
 
 /// Counts a SYN that a worker will get, and lets it pass unless the worker's queue is full. A function of its own: its
@@ -29,37 +29,42 @@ pub fn relieve(ctx: &XdpContext, syn: &Outgoing) -> u32 {
 #[inline(always)]
 fn answer_v4(ctx: &XdpContext, network: usize, backend: BackendId) -> Option<u32> {
     let packet = XdpPacket::new(ctx);
-    let header: [u8; IPV4_LEN] = packet.read(network)?;
-    let is_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
-    if header[0] != 0x45 || is_fragment {
+    let header = packet.span::<IPV4_LEN>(network)?;
+    let is_fragment = u16::from_be(header.short::<6>()) & 0x3fff != 0;
+    if header.byte::<0>() != 0x45 || is_fragment {
         return None;
     }
     let syn = read(&packet, network + IPV4_LEN)?;
-    let (cookie, mss) = cookie(&syn, SocketKey { backend, family: FAMILY_V4 }, &header)?;
+    let (cookie, mss) = cookie(&syn, SocketKey { backend, family: FAMILY_V4 }, header)?;
+    let header = packet.read(network)?;
     Some(forward::answer::<0, { IPV4_LEN + TCP_LEN }>(ctx, network, synack::ipv4(&header, &syn, cookie, mss)))
 }
 
 #[inline(always)]
 fn answer_v6(ctx: &XdpContext, network: usize, backend: BackendId) -> Option<u32> {
     let packet = XdpPacket::new(ctx);
-    let header: [u8; IPV6_LEN] = packet.read(network)?;
-    if header[6] != PROTO_TCP {
+    let header = packet.span::<IPV6_LEN>(network)?;
+    if header.byte::<6>() != PROTO_TCP {
         return None;
     }
     let syn = read(&packet, network + IPV6_LEN)?;
-    let (cookie, mss) = cookie(&syn, SocketKey { backend, family: FAMILY_V6 }, &header)?;
+    let (cookie, mss) = cookie(&syn, SocketKey { backend, family: FAMILY_V6 }, header)?;
+    let header = packet.read(network)?;
     Some(forward::answer::<0, { IPV6_LEN + TCP_LEN }>(ctx, network, synack::ipv6(&header, &syn, cookie, mss)))
 }
 
 #[inline(always)]
 fn read(packet: &XdpPacket, transport: usize) -> Option<Syn> {
+    let head = packet.span::<8>(transport)?;
+    let [[s0, s1, d0, d1], [q0, q1, q2, q3]] = [head.word::<0>(), head.word::<4>()].map(u32::to_ne_bytes);
     // A SYN may come without options.
-    Some(Syn::new(packet.read(transport)?, packet.read(transport + 20).unwrap_or([0; 4])))
+    let option = packet.span::<4>(transport + 20).map_or(0, |option| option.word::<0>());
+    Some(Syn::new([s0, s1, d0, d1, q0, q1, q2, q3], option.to_ne_bytes()))
 }
 
 /// The cookie, and the segment size that it stands for.
 #[inline(always)]
-fn cookie<const N: usize>(syn: &Syn, key: SocketKey, header: &[u8; N]) -> Option<(u32, u16)> {
+fn cookie<const N: usize>(syn: &Syn, key: SocketKey, header: Span<N>) -> Option<(u32, u16)> {
     let tcp = syn.header();
     // SAFETY: map, key, headers and their sizes as the helpers want them; the socket is released on every path.
     let answer = unsafe {
@@ -68,8 +73,8 @@ fn cookie<const N: usize>(syn: &Syn, key: SocketKey, header: &[u8; N]) -> Option
         if socket.is_null() {
             return None;
         }
-        let (header, tcp) = (header.as_ptr().cast_mut().cast(), tcp.as_ptr().cast_mut().cast());
-        let answer = bpf_tcp_gen_syncookie(socket.cast(), header, N as u32, tcp, TCP_LEN as u32);
+        let tcp = tcp.as_ptr().cast_mut().cast();
+        let answer = bpf_tcp_gen_syncookie(socket.cast(), header.as_ptr(), N as u32, tcp, TCP_LEN as u32);
         bpf_sk_release(socket.cast());
         answer
     };

@@ -23,22 +23,32 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::macros::{btf_tracepoint, sk_lookup, xdp};
 use aya_ebpf::programs::{BtfTracePointContext, SkLookupContext, XdpContext};
 use lb_common::abi::{
-    BackendId, Counter, FORWARD_HTTP, PORT_OPENING, PROTO_TCP, SERVICE_LIMITED, SERVICE_LISTED, SERVICE_REMOTE,
-    SERVICE_SYNCOOKIES, SocketKey,
+    BackendId, Counter, FORWARD_HTTP, PORT_EVERY, PORT_OPENING, PROTO_TCP, SERVICE_LIMITED, SERVICE_LISTED,
+    SERVICE_REMOTE, SERVICE_SYNCOOKIES, SocketKey,
 };
 use lb_common::affinity::{self, Choice};
 use lb_common::parse::{self, Frame};
 use lb_common::tap::Rule;
 
 use crate::maps::KernelTables;
+use crate::packet::XdpPacket;
 use crate::steer::{Outgoing, Steered};
 
 /// Sends packets for remote backends on their way, and lets every other packet pass; says in the counters what it did.
 #[xdp]
 pub fn homing_xdp(ctx: XdpContext) -> u32 {
-    if let Some(counter) = at_a_glance(&ctx) {
-        maps::count(counter);
-        return XDP_PASS;
+    match at_a_glance(&ctx) {
+        Glanced::Counts(counter) => {
+            maps::count(counter);
+            return XDP_PASS;
+        }
+        Glanced::MayLeave => {
+            let verdict = steer::send_settled(&ctx);
+            if verdict != steer::UNSETTLED {
+                return verdict;
+            }
+        }
+        Glanced::Unclear => {}
     }
     // Not set to anything first: the compiler makes that a loop over its bytes.
     let mut outgoing = MaybeUninit::uninit();
@@ -51,15 +61,24 @@ pub fn homing_xdp(ctx: XdpContext) -> u32 {
     }
 }
 
+enum Glanced {
+    /// It passes, and counts as this.
+    Counts(Counter),
+    /// A plain packet to a port where some leave.
+    MayLeave,
+    Unclear,
+}
+
 /// What needs no further look: plain packets to ports that nobody watches, or watches for connections being opened.
 #[inline(always)]
-fn at_a_glance(ctx: &XdpContext) -> Option<Counter> {
-    let glance = parse::glance(&packet::XdpPacket::new(ctx))?;
+fn at_a_glance(ctx: &XdpContext) -> Glanced {
+    let Some(glance) = parse::glance(&XdpPacket::new(ctx)) else { return Glanced::Unclear };
     match maps::watched(glance.destination_port) {
-        0 => Some(Counter::XdpNotOurs),
-        PORT_OPENING if glance.protocol != PROTO_TCP => Some(Counter::XdpNotOurs),
-        PORT_OPENING if !glance.is_syn() => Some(Counter::XdpEstablished),
-        _ => None,
+        0 => Glanced::Counts(Counter::XdpNotOurs),
+        PORT_OPENING if glance.protocol != PROTO_TCP => Glanced::Counts(Counter::XdpNotOurs),
+        PORT_OPENING if !glance.is_syn() => Glanced::Counts(Counter::XdpEstablished),
+        PORT_EVERY => Glanced::MayLeave,
+        _ => Glanced::Unclear,
     }
 }
 
@@ -92,7 +111,7 @@ fn steer(ctx: &XdpContext, leaving: &mut MaybeUninit<Outgoing>) -> u32 {
 
 #[inline(always)]
 fn decide(ctx: &XdpContext) -> Steered {
-    let frame = parse::parse(&packet::XdpPacket::new(ctx));
+    let frame = parse::parse(&XdpPacket::new(ctx));
     let (segment, is_opening) = match frame {
         Frame::Other => return Steered::Stays(Counter::XdpNotOurs),
         Frame::Truncated => return Steered::Stays(Counter::XdpTruncated),
@@ -183,16 +202,14 @@ fn deliver(ctx: &SkLookupContext) -> Option<u32> {
 /// Counts the connections of workers and binds their clients as these are established and closed.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn homing_state(ctx: BtfTracePointContext) -> i32 {
-    socket::state_changed(&ctx);
-    0
+    socket::state_changed(&ctx) as i32
 }
 
 /// The same again. The kernel does not run a tracing program on a CPU that is in the middle of it (Linux:
 /// kernel/trace/bpf_trace.c, `prog->active`): what a soft interrupt changes meanwhile, the other of the two sees.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn homing_state_too(ctx: BtfTracePointContext) -> i32 {
-    socket::state_changed(&ctx);
-    0
+    socket::state_changed(&ctx) as i32
 }
 
 #[panic_handler]

@@ -4,7 +4,7 @@
 
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_INNER_MAP, BPF_F_NO_PREALLOC, bpf_map_type};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockHash};
-use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_map_lookup_elem};
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_map_lookup_elem};
 use aya_ebpf::macros::btf_map;
 use core::arch::asm;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
@@ -297,7 +297,14 @@ pub fn now_s() -> u32 {
     (now_ns() / NS_PER_S) as u32
 }
 
-/// The same clock for tracing programs.
+/// The kernel's ticks, 100 to 1,000 a second as it was built: one load, where the clock is a call.
+#[inline(always)]
+pub fn ticks() -> u64 {
+    // SAFETY: a helper without arguments or effects.
+    unsafe { bpf_jiffies64() }
+}
+
+/// The clock in seconds for tracing programs.
 #[inline(always)]
 pub fn traced_now_s() -> u32 {
     // SAFETY: a helper without arguments or effects.

@@ -49,7 +49,7 @@ pub fn lookup(ctx: &SkLookupContext) -> Option<Lookup> {
 /// From network byte order.
 #[inline(always)]
 fn v4(address: u32) -> Addr {
-    Addr::v4(address.to_ne_bytes())
+    Addr::of_v4(u32::from_be(address))
 }
 
 /// From four words in network byte order.
@@ -62,7 +62,6 @@ fn v6(words: [u32; 4]) -> Addr {
 /// The head of `struct sock_common` (Linux: include/net/sock.h): this part has kept its layout since 3.13, with
 /// CONFIG_NET_NS and CONFIG_IPV6 set, as every distribution has them.
 #[repr(C)]
-#[derive(Clone, Copy)]
 struct SockCommon {
     daddr: u32,
     rcv_saddr: u32,
@@ -76,8 +75,14 @@ struct SockCommon {
     bind_node: [u64; 2],
     prot: u64,
     net: u64,
-    v6_daddr: [u32; 4],
-    v6_rcv_saddr: [u32; 4],
+    v6: AddressesV6,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct AddressesV6 {
+    daddr: [u32; 4],
+    rcv_saddr: [u32; 4],
 }
 
 /// TCP states (Linux: include/net/tcp_states.h).
@@ -85,49 +90,59 @@ const TCP_ESTABLISHED: i32 = 1;
 const TCP_SYN_RECV: i32 = 3;
 const TCP_CLOSE: i32 = 7;
 
-/// A socket of a worker changed its state. Sockets that carry no owner are none of ours. Told twice of the same change, it
-/// does nothing the second time.
+/// A socket changed its state. Nearly all such changes are of no interest, of sockets that are none of ours, and each of them
+/// anywhere on the machine comes by here: a few instructions, and nothing to save and restore, tell.
 #[inline(always)]
-pub fn state_changed(ctx: &BtfTracePointContext) -> Option<()> {
+pub fn state_changed(ctx: &BtfTracePointContext) -> u32 {
     let (old, new): (i32, i32) = (ctx.arg(1), ctx.arg(2));
-    let opened = old == TCP_SYN_RECV && new == TCP_ESTABLISHED;
-    if !opened && new != TCP_CLOSE {
-        return None;
+    match (old, new) {
+        (_, TCP_CLOSE) => changed(ctx, 0),
+        (TCP_SYN_RECV, TCP_ESTABLISHED) => changed(ctx, 1),
+        _ => 0,
     }
+}
+
+/// A connection was closed or opened, maybe a worker's. Sockets that carry no owner are none of ours. Told twice of the same
+/// change, it does nothing the second time.
+#[inline(never)]
+fn changed(ctx: &BtfTracePointContext, opened: u32) -> u32 {
     let sk: *const SockCommon = ctx.arg(0);
     // SAFETY: `sk` is the trusted socket pointer of the tracepoint, not changed since it was read from its arguments.
     let owner = unsafe { bpf_sk_storage_get(OWNERS.as_ptr(), sk.cast_mut().cast(), null_mut(), 0) }.cast::<Owner>();
     if owner.is_null() {
-        return None;
+        return 0;
     }
     // SAFETY: not null, and an accepted socket's storage is its own.
     let owner = unsafe { &mut *owner };
     // Otherwise it is the listening socket itself, or a connection that never was established.
-    if opened && owner.counted == 0 {
-        let (service, client) = client(sk)?;
+    if opened != 0 && owner.counted == 0 {
+        let Some((service, client)) = client(sk) else { return 0 };
         owner.client = client;
         owner.counted = 1;
         if established(owner) > service.promote_above && service.flags & SERVICE_AUTO != 0 {
             promote(&owner.client);
         }
-    } else if !opened && owner.counted == 1 {
+    } else if opened == 0 && owner.counted == 1 {
         owner.counted = 0;
         closed(owner);
     }
-    Some(())
+    0
 }
 
 /// Whose connection it is. `None`: one to the worker's own port, such as the HTTP path's, is no client's.
 #[inline(always)]
 fn client(sk: *const SockCommon) -> Option<(&'static Service, BindingKey)> {
-    // SAFETY: the helper copes with any address.
-    let sock = unsafe { bpf_probe_read_kernel(sk) }.ok()?;
-    let (local, remote) = if sock.family as u32 == FAMILY_V4 {
-        (v4(sock.rcv_saddr), v4(sock.daddr))
+    // SAFETY: the verifier knows the socket, and that these fields are in it.
+    let (family, port) = unsafe { ((*sk).family, (*sk).num) };
+    let (local, remote) = if u32::from(family) == FAMILY_V4 {
+        // SAFETY: as above.
+        unsafe { (v4((*sk).rcv_saddr), v4((*sk).daddr)) }
     } else {
-        (v6(sock.v6_rcv_saddr), v6(sock.v6_daddr))
+        // SAFETY: the helper copes with any address, and with a kernel that has no such field.
+        let pair = unsafe { bpf_probe_read_kernel(&raw const (*sk).v6) }.ok()?;
+        (v6(pair.rcv_saddr), v6(pair.daddr))
     };
-    let service = maps::service(local, sock.num, PROTO_TCP)?;
+    let service = maps::service(local, port, PROTO_TCP)?;
     let key = BindingKey { client: affinity::client_of(service, remote), app: service.app, reserved: 0 };
     Some((service, key))
 }

@@ -6,19 +6,19 @@ use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_sk_release, bpf_skc_
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
     Backend, BackendId, Binding, BindingKey, Counter, FORWARD_GUE, FORWARD_HTTP, FragmentKey, PROTO_TCP,
-    SERVICE_SOCKETS, SERVICE_SYNCOOKIES, Service,
+    SERVICE_LIMITED, SERVICE_LISTED, SERVICE_REMOTE, SERVICE_SOCKETS, SERVICE_SYNCOOKIES, Service,
 };
 use lb_common::addr::Addr;
-use lb_common::affinity::{self, Choice, Flow};
+use lb_common::affinity::{self, Choice, Flow, REFRESH_S};
+use lb_common::encap;
 use lb_common::hash;
-use lb_common::parse::{Fragment, Segment, TCP_PSH};
+use lb_common::parse::{Fragment, Head, Packet as _, Segment, TCP_PSH, TCP_SYN};
 use lb_common::tap::Rule;
 
+use crate::forward;
 use crate::maps::{self, BINDINGS, FRAGMENTS, KernelTables, OPENING};
+use crate::packet::XdpPacket;
 use crate::tap;
-
-/// A binding of a remote backend's client is stamped again when the stamp is older than this, in seconds.
-const REFRESH_S: u32 = 30;
 
 /// Packets with data per look at the stamp of their client's binding.
 const SAMPLE: u32 = 16;
@@ -56,6 +56,41 @@ const _: () = assert!(!core::mem::offset_of!(Outgoing, network).is_multiple_of(8
 impl Outgoing {
     pub const NOWHERE: Self =
         Self { network: 0, is_v4: false, flow: 0, backend: core::ptr::null(), opens: BackendId::NONE };
+}
+
+/// What [`send_settled`] says of a packet that wants a second look; beyond the verdicts of XDP.
+pub const UNSETTLED: u32 = 17;
+
+/// Sends a plain packet on its way to a remote backend, where [`segment`] would come to the same and leave nothing in the
+/// tables: the most of all packets that leave. A function of its own: its stack is its own, too.
+#[inline(never)]
+pub fn send_settled(ctx: &XdpContext) -> u32 {
+    let Some(head) = XdpPacket::new(ctx).head().filter(Head::is_plain) else { return UNSETTLED };
+    let Some(backend) = settled(&head) else { return UNSETTLED };
+    let flow = flow_of(backend, Addr::of_v4(head.source), head.source_port, head.destination_port);
+    forward::send_to(ctx, backend, Head::NETWORK, true, flow)
+}
+
+/// Who gets it. `None`: look again.
+#[inline(always)]
+fn settled(head: &Head) -> Option<&'static Backend> {
+    let is_tcp = head.protocol == PROTO_TCP;
+    if is_tcp && head.flags & (TCP_SYN | TCP_PSH) != 0 {
+        return None;
+    }
+    let service = maps::service(Addr::of_v4(head.destination), head.destination_port, head.protocol)?;
+    let others = if is_tcp { SERVICE_SOCKETS } else { SERVICE_LISTED | SERVICE_LIMITED };
+    if service.flags & (SERVICE_REMOTE | others) != SERVICE_REMOTE {
+        return None;
+    }
+    let owner = affinity::settled(&KernelTables, service, Addr::of_v4(head.source))?;
+    maps::backend(owner).filter(|backend| backend.forward > FORWARD_HTTP)
+}
+
+/// The flow's hash, for who spreads flows by ports; the others have no use for it.
+#[inline(always)]
+fn flow_of(backend: &Backend, source: Addr, source_port: u16, destination_port: u16) -> u32 {
+    if backend.forward == FORWARD_GUE { hash::flow(source, source_port, destination_port) } else { 0 }
 }
 
 /// A packet of a service whose ring may name remote backends.
@@ -101,13 +136,7 @@ pub fn segment(ctx: &XdpContext, service: &Service, segment: &Segment, is_openin
         // A packet whose later fragments are not remembered is incomplete, and its sender sends it again.
         let _ = FRAGMENTS.insert(key, backend.id, 0);
     }
-    // The others have no use for it.
-    let flow = if backend.forward == FORWARD_GUE {
-        let ports = (u64::from(segment.source_port) << 16) | u64::from(segment.destination_port);
-        hash::mix(ports, segment.source) as u32
-    } else {
-        0
-    };
+    let flow = flow_of(backend, segment.source, segment.source_port, segment.destination_port);
     Steered::Leaves(Outgoing {
         network: segment.network,
         is_v4: segment.source.is_v4(),
@@ -221,8 +250,8 @@ fn is_held_here(ctx: &XdpContext, segment: &Segment) -> bool {
         tuple.__bindgen_anon_1.ipv4.dport = segment.destination_port.to_be();
         12
     } else {
-        tuple.__bindgen_anon_1.ipv6.saddr = words_v6(segment.source);
-        tuple.__bindgen_anon_1.ipv6.daddr = words_v6(segment.destination);
+        tuple.__bindgen_anon_1.ipv6.saddr = encap::halves(segment.source);
+        tuple.__bindgen_anon_1.ipv6.daddr = encap::halves(segment.destination);
         tuple.__bindgen_anon_1.ipv6.sport = segment.source_port.to_be();
         tuple.__bindgen_anon_1.ipv6.dport = segment.destination_port.to_be();
         36
@@ -243,10 +272,4 @@ fn is_held_here(ctx: &XdpContext, segment: &Segment) -> bool {
 #[inline(always)]
 pub fn octets_v4(address: Addr) -> u32 {
     (address.low as u32).to_be()
-}
-
-/// In network byte order, as the kernel's structures have it.
-#[inline(always)]
-pub fn words_v6(address: Addr) -> [u32; 4] {
-    [(address.high >> 32) as u32, address.high as u32, (address.low >> 32) as u32, address.low as u32].map(u32::to_be)
 }

@@ -2,6 +2,8 @@
 //!
 //! In a namespace of its own, with routes and neighbours that the program asks the kernel for.
 
+use std::time::Duration;
+
 use aya::maps::{Array, ArrayOfMaps, HashMap, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
@@ -10,7 +12,7 @@ use homing_tests::network::Namespace;
 use homing_tests::wire::{self, Inner, internet_checksum};
 use lb_common::abi::{
     BINDINGS_MAX, Backend, BackendId, Binding, BindingKey, Counter, FORWARD_GUE, FORWARD_IPIP, FORWARD_L2, PROTO_TCP,
-    PROTO_UDP, Ports, SERVICE_REMOTE, Service, ServiceKey, Slot,
+    PROTO_UDP, Ports, ROUTE_TICKS, SERVICE_REMOTE, Service, ServiceKey, Slot,
 };
 use lb_common::addr::Addr;
 
@@ -337,6 +339,21 @@ fn no_way_no_neighbour_and_no_hop_left_are_drops_that_are_counted() {
         let (verdict, _, raised) = kernel.run(&syn.frame());
         assert_eq!((verdict, raised), (XDP_DROP, vec![counter]));
     }
+}
+
+#[test]
+fn a_host_that_changes_its_link_address_is_followed_in_bounded_time() {
+    let mut kernel = Kernel::load();
+    kernel.forward_to(0, FORWARD_L2, true);
+    let ack = Inner { kind: wire::Kind::Tcp(0x10), ..Inner::default() }.frame();
+    assert_eq!(kernel.host_of(&ack), Some(0));
+    let [a, b, c, d] = HOSTS[0].v4;
+    let host = format!("{a}.{b}.{c}.{d}");
+    let other = mac(HOSTS[1].mac);
+    kernel.namespace.ip(&["neigh", "replace", &host, "lladdr", &other, "dev", "eth0", "nud", "permanent"]);
+    // The bound of a kernel that ticks most slowly, and some milliseconds.
+    std::thread::sleep(Duration::from_millis(ROUTE_TICKS * 1_000 / 100 + 50));
+    assert_eq!(kernel.host_of(&ack), Some(1), "the address that the host has now");
 }
 
 #[test]

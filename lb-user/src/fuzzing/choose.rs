@@ -1,10 +1,10 @@
-//! What `choose` and `follow` promise of any tables: the order of the rules, and that a client is its prefix.
+//! What `choose`, `follow` and `settled` promise of any tables: the order of the rules, and that a client is its prefix.
 
 use std::collections::HashMap;
 
 use lb_common::abi::{BackendId, Binding, BindingKey, SERVICE_AUTO, SERVICE_HTTP_ONLY, Service, Slot};
 use lb_common::addr::Addr;
-use lb_common::affinity::{Choice, Flow, Tables, choose as chosen, client_of, follow, is_fresh, slot_of};
+use lb_common::affinity::{Choice, Flow, Tables, choose as chosen, client_of, follow, is_fresh, settled, slot_of};
 
 use super::Input;
 
@@ -96,6 +96,13 @@ pub fn choose(bytes: &[u8]) {
     }
     assert_eq!(chosen(&tables, &service, peer), expected(&tables, &service, &key));
     assert_eq!(follow(&tables, &service, peer), followed(&tables, &service, &key));
+    if let Some(backend) = settled(&tables, &service, peer).filter(|backend| tables.is_live(*backend)) {
+        assert_eq!(
+            follow(&tables, &service, peer).backend(),
+            Some(backend),
+            "what is settled is what a second look says"
+        );
+    }
     assert_eq!(chosen(&tables, &service, client), chosen(&tables, &service, peer), "a client is its prefix");
 }
 
