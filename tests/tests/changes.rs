@@ -269,7 +269,8 @@ fn scaled_up_and_down_nobody_bound_moves() {
     assert!(ask(&site.homing, &["scale", "demo", "6"]).contains("demo has 6 to 6 workers"));
     site.homing.wait_for_workers(0, 6);
     sessions.iter_mut().for_each(assert_kept);
-    ask(&site.homing, &["scale", "demo", "1..2"]);
+    let said = ask(&site.homing, &["scale", "demo", "1..2"]);
+    assert!(said.contains("demo has 1 to 2 workers") && said.contains(" draining worker"), "{said}");
     site.homing.wait_until("four drain", |status| count(status, 0, "ready") == 2);
     sessions.iter_mut().for_each(assert_kept);
     drop(sessions);

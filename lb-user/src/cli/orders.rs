@@ -99,9 +99,15 @@ pub(super) async fn undrain(options: Undrain) -> Result<(), AskError> {
     give(&options.socket.control_socket, &Order::Drain { worker: options.worker, undo: true }).await
 }
 
+/// Says who is still connected to those who are no longer wanted.
 pub(super) async fn scale(options: Scale) -> Result<(), AskError> {
-    let (min, max) = options.bounds;
-    give(&options.socket.control_socket, &Order::Scale { app: options.app, min, max }).await
+    let Scale { app, bounds: (min, max), socket: Socket { control_socket: socket } } = options;
+    give(&socket, &Order::Scale { app: app.clone(), min, max }).await?;
+    let left = Left::named(&client::get(&socket, "/v1/status").await?, &app);
+    if left.ending > 0 {
+        println!("{}.", left.endings());
+    }
+    Ok(())
 }
 
 pub(super) async fn reload(socket: PathBuf) -> Result<(), AskError> {
