@@ -1,14 +1,16 @@
 //! End to end in network namespaces, over veth with native XDP: real addresses, real processes, real ends. Needs root.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, TcpStream};
+use std::time::Duration;
 
 use homing::demo::client::Dialect;
-use homing_tests::instance::{Homing, demo_app, is_alive, signal, wait_for, workers};
+use homing_tests::instance::{Homing, demo_app, free_address, is_alive, signal, wait_for, workers};
 use homing_tests::network::{Network, client_v4, client_v6, stranger_v4};
 use homing_tests::session::Client;
 use homing_tests::site::{CLIENTS, Site, assert_kept, v4, v6};
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
 fn all_pass_the_sticky_test(site: &Site, client: fn(u8) -> IpAddr) {
     let outcomes = site.network.clients.enter(|| {
@@ -232,4 +234,38 @@ fn a_worker_that_answers_in_pieces_is_not_kept_waiting_for_acknowledgements() {
     let waited = delayed_acknowledgements(&site.network) - before;
     // On a busy machine one or the other is late by itself.
     assert!(waited < REQUESTS / 4, "{waited} of {REQUESTS} answers waited for an acknowledgement");
+}
+
+#[test]
+fn a_request_waits_for_want_of_descriptors_and_its_worker_is_not_blamed() {
+    let listen = free_address();
+    let app = demo_app("demo", &[listen], "127.0.0.1", 1, "");
+    let homing = Homing::start(&app.replace("affinity = \"ip\"", "affinity = \"cookie\""));
+    homing.wait_for_workers(0, 1);
+    let stream = TcpStream::connect(listen).expect("homing listens");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time");
+    let answer = || {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            (&stream).read_exact(&mut byte).expect("homing answers");
+            head.extend(byte);
+        }
+        String::from_utf8(head).expect("a head")
+    };
+    // Accepted, before there is nothing to accept with.
+    write!(&stream, "HEAD / HTTP/1.1\r\nHost: {listen}\r\n\r\n").expect("sent");
+    assert!(answer().starts_with("HTTP/1.1 200"));
+    let pid = Pid::from_raw(homing.pid() as i32);
+    let few = Rlimit { current: Some(8), maximum: getrlimit(Resource::Nofile).maximum };
+    let before = prlimit(pid, Resource::Nofile, few).expect("its limit");
+    // It takes a connection to its worker of its own.
+    let upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    write!(&stream, "GET /websocket/ HTTP/1.1\r\nHost: {listen}\r\n{upgrade}\r\n\r\n").expect("sent");
+    wait_for("homing says so", || homing.said().contains("cannot connect to workers").then_some(()));
+    prlimit(pid, Resource::Nofile, before).expect("its limit");
+    let head = answer();
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    let status = homing.status();
+    assert_eq!(status["counters"]["http_upstream_refused"], 0, "nobody refused anything");
 }

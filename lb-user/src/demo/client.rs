@@ -56,6 +56,8 @@ pub struct Outcome {
     pub forwarded: Option<bool>,
     pub ok: u32,
     pub failed: u32,
+    /// What became of the first that failed.
+    pub failure: Option<String>,
     pub error: Option<String>,
 }
 
@@ -124,7 +126,11 @@ impl<P: FnMut(&Outcome)> Test<'_, P> {
         for _ in 0..CHECKS {
             match self.get(&session.route).await {
                 Ok(StatusCode::OK) => self.outcome.ok += 1,
-                Ok(_) | Err(_) => self.outcome.failed += 1,
+                failed => {
+                    self.outcome.failed += 1;
+                    let why = || failed.map_or_else(|error| format!("{error:#}"), |status| status.to_string());
+                    self.outcome.failure.get_or_insert_with(why);
+                }
             }
             (self.progress)(&self.outcome);
         }

@@ -94,7 +94,15 @@ mod tests {
     use super::*;
 
     fn outcome(ok: u32, failed: u32) -> Outcome {
-        Outcome { worker: Some("demo/1".into()), pid: None, forwarded: Some(false), ok, failed, error: None }
+        Outcome {
+            worker: Some("demo/1".into()),
+            pid: None,
+            forwarded: Some(false),
+            ok,
+            failed,
+            failure: None,
+            error: None,
+        }
     }
 
     #[test]

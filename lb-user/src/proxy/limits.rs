@@ -6,7 +6,7 @@ use crate::config::http;
 
 /// Connections of one listener at once; more wait in the kernel's accept queue.
 pub const CONNECTIONS_MAX: usize = http::CONNECTIONS_MAX as usize;
-/// Pause after `accept` failed for want of descriptors or memory.
+/// Pause after `accept`, or a connection to a worker, failed for want of descriptors or memory.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A request's head must be complete within this. It also bounds how long a kept-alive connection may idle.
 pub const HEAD_READ_TIMEOUT: Duration = Duration::from_secs(10);

@@ -14,19 +14,22 @@ mod sending;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
 
 use http::{Request, Response};
+use rustix::io::Errno;
 use tokio::io::AsyncWriteExt as _;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 pub use connection::Arriving;
 
 use super::body::{Fault, RequestBody};
 use super::counters::{Counter, Counters};
-use super::limits::CONNECT_TIMEOUT;
+use super::limits::{ACCEPT_PAUSE, CONNECT_TIMEOUT};
 use crate::address::{Address, Stream};
 use crate::routing::{Snapshot, WorkerRoute};
+use crate::trouble::Trouble;
 use connection::{Unanswered, exchange};
 use pool::Pool;
 use sending::Sending;
@@ -66,11 +69,13 @@ type PoolKey = (u64, Option<SocketAddr>);
 pub struct Upstreams {
     pools: RwLock<HashMap<PoolKey, Arc<Pool>>>,
     counters: Arc<Counters>,
+    /// Connections for which something is lacking.
+    trouble: Mutex<Trouble>,
 }
 
 impl Upstreams {
     pub fn new(counters: Arc<Counters>) -> Self {
-        Self { pools: RwLock::default(), counters }
+        Self { pools: RwLock::default(), counters, trouble: Mutex::default() }
     }
 
     /// Sends the request to the worker, on an idle connection if there is one. `alone`: on one of its own, which the request
@@ -97,7 +102,7 @@ impl Upstreams {
             }
             self.counters.add(Counter::Retried);
         }
-        let stream = match Box::pin(connect(&worker.address, introduction)).await {
+        let stream = match Box::pin(self.connect(&worker.address, introduction)).await {
             Ok(stream) => stream,
             Err(error) => {
                 let request = Box::new(Request::from_parts(parts, sending.into_body()));
@@ -128,6 +133,33 @@ impl Upstreams {
         pools.values().map(|pool| pool.ready()).sum()
     }
 
+    /// A connection. Where homing lacks what it takes, that is waited for, as where connections are accepted.
+    async fn connect(&self, address: &Address, introduction: Option<&Introduction>) -> io::Result<Stream> {
+        let connected = async {
+            let mut stream = loop {
+                match address.connect().await {
+                    Err(error) if is_want(&error) => self.tell(&error),
+                    connected => break connected?,
+                }
+                sleep(ACCEPT_PAUSE).await;
+            };
+            if let Some(introduction) = introduction {
+                stream.write_all(&introduction.header).await?;
+            }
+            io::Result::Ok(stream)
+        };
+        match timeout(CONNECT_TIMEOUT, connected).await {
+            Ok(connected) => connected,
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
+    fn tell(&self, error: &io::Error) {
+        if self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_news(Instant::now()) {
+            tracing::warn!(%error, "cannot connect to workers: raise the limit of open files (LimitNOFILE) if it is that");
+        }
+    }
+
     fn pool(&self, key: PoolKey) -> Arc<Pool> {
         if let Some(pool) = self.pools.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Arc::clone(pool);
@@ -146,16 +178,8 @@ impl From<Unanswered> for SendError {
     }
 }
 
-async fn connect(address: &Address, introduction: Option<&Introduction>) -> io::Result<Stream> {
-    let connected = async {
-        let mut stream = address.connect().await?;
-        if let Some(introduction) = introduction {
-            stream.write_all(&introduction.header).await?;
-        }
-        io::Result::Ok(stream)
-    };
-    match timeout(CONNECT_TIMEOUT, connected).await {
-        Ok(connected) => connected,
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
-    }
+/// Whether homing, or the machine, has no more of what a connection takes. The worker is not to blame.
+fn is_want(error: &io::Error) -> bool {
+    let wants = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|raw| wants.iter().any(|want| want.raw_os_error() == raw))
 }
