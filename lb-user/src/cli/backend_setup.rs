@@ -85,6 +85,13 @@ fn setup(options: &Options) -> Vec<Step> {
                 }
                 Forward::Ipip | Forward::L2 => step("packets in IP", module(device)),
             }
+            if options.over == Family::Ipv6 && service.is_ipv4() {
+                // Linux: net/ipv6/ip6_tunnel.c, `ip6_fb_tnl_dev_init`.
+                step(
+                    "IPv4 inside, too: of itself the device takes IPv6 alone",
+                    format!("ip -6 tunnel change {device} mode any"),
+                );
+            }
             step("the device that unpacks them; it is there once its module is", format!("ip link set {device} up"));
             if service.is_ipv4() {
                 step(
@@ -162,6 +169,16 @@ mod tests {
         let words = words(Forward::L2, "10.0.0.100", Family::Ipv4);
         assert_eq!(words.last().map(String::as_str), Some("ip address replace 10.0.0.100/32 dev lo"));
         assert!(words.iter().any(|word| word.contains("arp_ignore=1")));
+    }
+
+    #[test]
+    fn ipv4_inside_of_ipv6_is_taken_by_a_device_that_by_itself_takes_ipv6_alone() {
+        let change = "ip -6 tunnel change ip6tnl0 mode any".to_owned();
+        for forward in [Forward::Ipip, Forward::Gue] {
+            assert!(words(forward, "10.0.0.100", Family::Ipv6).contains(&change));
+            assert!(!words(forward, "fd00::100", Family::Ipv6).contains(&change));
+            assert!(!words(forward, "10.0.0.100", Family::Ipv4).contains(&change));
+        }
     }
 
     #[test]
