@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail, ensure};
 use crate::run::{cargo, root, target_dir};
 use crate::setup;
 
-use super::guest::{self, Machine};
+use super::guest::{self, Console, Machine};
 use super::image::Base;
 use super::kernels::{COST_MODULES, SERIES};
 
@@ -56,7 +56,7 @@ pub fn cost(update: bool, record: bool) -> anyhow::Result<()> {
     println!("== Linux {}: instructions", kernel.release);
     let initrd = base.with(&kernel, &COST_MODULES, "run homing-bench cost\n")?;
     let log = target_dir().join("vm/cost.log");
-    let said = guest::boot(&kernel, &initrd, &log, &Machine::Counting, LIMIT)?;
+    let said = guest::boot(&kernel, &initrd, &Console { label: "cost", log: &log }, &Machine::Counting, LIMIT)?;
     if let Some(why) = said.broken {
         bail!("not all was counted: {why}; see {}", log.display());
     }

@@ -113,14 +113,14 @@ impl Base {
 
     /// The whole for one kernel, what to load into it, and this plan. The kernel unpacks archives one after another.
     pub fn with(&self, kernel: &Kernel, modules: &[&str], plan: &str) -> anyhow::Result<PathBuf> {
-        let root = fresh("more")?;
+        let root = fresh(&format!("more-{}", kernel.release))?;
         fs::write(root.join("plan"), plan)?;
         fs::write(root.join("modules"), modules.join("\n"))?;
         run(Command::new("cp").arg("-r").args([&kernel.modules.join("lib"), &root]))?;
-        let archive = root.with_extension("cpio");
+        let archive = dir().join(format!("more-{}.cpio", kernel.release));
         pack(&root, &archive)?;
         fs::remove_dir_all(&root)?;
-        let whole = dir().join("initrd");
+        let whole = dir().join(format!("initrd-{}", kernel.release));
         let mut out = File::create(&whole)?;
         for part in [&self.archive, &archive] {
             std::io::copy(&mut File::open(part)?, &mut out)?;

@@ -6,6 +6,9 @@ mod guest;
 mod image;
 mod kernels;
 
+use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -14,7 +17,7 @@ use crate::run::{build_homing, target_dir};
 use crate::setup;
 
 use choice::{GUEST_LIMIT_MIN, TEST_LIMIT, TIER_GUEST_LIMIT, TIER_KERNELS, TIER_TESTS};
-use guest::Machine;
+use guest::{Console, Machine};
 use image::{Base, PROGRAMS, Suite};
 use kernels::{Kernel, MODULES, SERIES, Series};
 
@@ -59,7 +62,7 @@ pub struct Outcome {
 /// What is asked of each kernel.
 struct Wanted<'a> {
     /// By suite and name.
-    test: &'a dyn Fn(&str) -> bool,
+    test: &'a (dyn Fn(&str) -> bool + Sync),
     /// Also under kernels that the suite is not for by [`choice`]: who names a test wants it.
     is_named: bool,
     limit: Duration,
@@ -113,7 +116,21 @@ fn run(series: &[&Series], update: bool, wanted: &Wanted<'_>) -> anyhow::Result<
     suites.retain(|suite| suite.tests.iter().any(|test| (wanted.test)(&format!("{} {test}", suite.name))));
     let files: Vec<_> = suites.iter().map(Suite::file).collect();
     let base = Base::build(&build_homing()?, &PROGRAMS, &files)?;
-    kernels.into_iter().map(|(series, kernel)| under(series, kernel, &suites, &base, wanted)).collect()
+    // A guest takes one processor; each processor takes the next kernel when it is done with one.
+    let waiting = Mutex::new(kernels.into_iter().enumerate());
+    let done = Mutex::new(BTreeMap::new());
+    let work = || {
+        // Not `while let`, which would keep the lock as long as the guest runs.
+        loop {
+            let next = waiting.lock().expect("nobody panics with it").next();
+            let Some((at, (series, kernel))) = next else { return };
+            let outcome = under(series, kernel, &suites, &base, wanted);
+            done.lock().expect("nobody panics with it").insert(at, outcome);
+        }
+    };
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    std::thread::scope(|scope| (0..processors).for_each(|_| drop(scope.spawn(work))));
+    done.into_inner().expect("nobody panics with it").into_values().collect()
 }
 
 fn under(
@@ -152,13 +169,14 @@ fn under(
     let plan = format!("{}\n{}\n", TEST_LIMIT.as_secs(), planned.join("\n"));
     let initrd = base.with(&kernel, &MODULES, &plan)?;
     let log = target_dir().join(format!("vm/{}.log", series.name));
-    let mut said = guest::boot(&kernel, &initrd, &log, &Machine::Quick, wanted.limit)?;
+    let console = Console { label: series.name, log: &log };
+    let mut said = guest::boot(&kernel, &initrd, &console, &Machine::Quick, wanted.limit)?;
     for test in planned {
         match said.outcomes.remove(&test) {
             Some(None) => outcome.passed += 1,
             Some(Some(why)) => outcome.failed.push(format!("{test}: {why}")),
             None => {
-                let why = said.broken.as_deref().unwrap_or("the guest ended before it");
+                let why = said.broken.as_deref().unwrap_or("the guest said nothing of it");
                 outcome.failed.push(format!("{test}: {why}; see {}", log.display()));
             }
         }
