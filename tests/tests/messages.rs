@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use aya::maps::{Array, Map, MapData};
 use homing_tests::instance::{Homing, binary, demo_app, edit, free_address, wait_for};
 use homing_tests::session::Client;
+use serde_json::{Value, json};
 
 /// Exit code and everything that was said.
 fn said(output: &Output) -> (Option<i32>, String) {
@@ -89,6 +90,94 @@ fn drain_and_stop_say_what_they_wait_for_and_how_long_that_may_take() {
     assert!(text.contains("1 connection on 1 draining worker"), "{text}");
 }
 
+/// The objects that were printed, a line each, all of them as the published schema has it.
+fn objects(output: &Output, schema: &str) -> Vec<Value> {
+    assert!(output.status.success(), "{}", said(output).1);
+    let file = format!("{}/../docs/schema/{schema}.json", env!("CARGO_MANIFEST_DIR"));
+    let schema: Value = serde_json::from_slice(&std::fs::read(&file).expect(&file)).expect("JSON");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")));
+    let all: Vec<Value> = lines.collect();
+    for object in &all {
+        let fields = object.as_object().expect("an object");
+        let properties = schema["properties"].as_object().expect("by name");
+        assert!(fields.keys().all(|field| properties.contains_key(field)), "{object}");
+        let required = schema["required"].as_array().expect("names");
+        assert!(required.iter().filter_map(Value::as_str).all(|field| fields.contains_key(field)), "{object}");
+    }
+    all
+}
+
+#[test]
+fn orders_say_as_json_what_they_say_in_words() {
+    let address = free_address();
+    let mut homing = Homing::start(&demo_app("demo", &[address], "127.0.0.1", 2, ""));
+    homing.wait_for_workers(0, 2);
+    let client = Client { namespace: None, from: [127, 0, 0, 1].into(), target: address };
+    let session = client.open();
+    let worker = session.hello.worker.as_str();
+    homing.wait_until("its connection is counted", |status| status["apps"][0]["connections"] == 1);
+    let order = |arguments: &[&str]| objects(&homing.ask(&[arguments, &["--json"]].concat()), "order");
+    let stages = |lines: &[Value]| -> Vec<String> {
+        lines.iter().map(|line| line["stage"].as_str().expect("a word").to_owned()).collect()
+    };
+    let drained = order(&["drain", worker]);
+    assert_eq!(stages(&drained), ["accepted", "done"]);
+    let left = &drained[1]["left"];
+    assert_eq!((&left["draining"], &left["connections"]), (&1.into(), &1.into()), "{left}");
+    assert!(left["ends_within_seconds"].as_u64().is_some_and(|seconds| (500..=600).contains(&seconds)), "{left}");
+    let undrained = order(&["undrain", worker]);
+    assert_eq!(stages(&undrained), ["done"]);
+    assert!(undrained[0]["left"].is_null() && undrained[0]["said"].as_str().is_some_and(|said| said.contains(worker)));
+    let scaled = order(&["scale", "demo", "2..3"]);
+    assert_eq!(stages(&scaled), ["accepted", "done"]);
+    assert_eq!((&scaled[1]["left"]["draining"], &scaled[1]["said"]), (&0.into(), &"".into()));
+    for arguments in [&["reload"][..], &["keys", "rotate"]] {
+        assert_eq!(stages(&order(arguments)), ["done"], "{arguments:?}");
+    }
+    // Waited for, by the very command.
+    let restarted = order(&["restart", "demo"]);
+    let passed = stages(&restarted);
+    assert_eq!(
+        (passed.first().map(String::as_str), passed.last().map(String::as_str)),
+        (Some("accepted"), Some("done"))
+    );
+    assert!(passed.iter().any(|stage| stage == "waiting"), "{restarted:?}");
+    // What is refused is told in words and by the exit code: stdout is for objects alone.
+    let refused = homing.ask(&["drain", "nobody", "--json"]);
+    assert!(refused.status.code() == Some(1) && refused.stdout.is_empty(), "{refused:?}");
+    drop(session);
+    let stopping = homing.ask_meanwhile(&["stop", "--json"]);
+    assert!(homing.wait_for_end().success());
+    let stopped = objects(&stopping.wait_with_output().expect("it can be waited for"), "order");
+    assert_eq!(stopped.last().map(|line| &line["said"]), Some(&"homing has stopped.".into()));
+}
+
+#[test]
+fn what_is_printed_of_files_and_commands_is_had_as_json() {
+    let writes = format!("printf 'one\\ntwo'; exec {} demo-worker --port $PORT", binary().display());
+    let homing = Homing::start(&format!(
+        "[[app]]\nname = \"demo\"\nlisten = [\"{}\"]\naffinity = \"ip\"\ncommand = [\"sh\", \"-c\", {writes:?}]\n",
+        free_address()
+    ));
+    homing.wait_for_workers(0, 1);
+    let file = homing.dir().join("homing.toml");
+    let kept = wait_for("the worker has written", || {
+        let kept = objects(&homing.ask(&["logs", "demo", "-n", "all", "--json"]), "logs");
+        (kept.len() == 2).then_some(kept)
+    });
+    let line = |line: &str, complete| json!({ "worker": "demo/0", "line": line, "complete": complete });
+    assert_eq!(kept, [line("one", true), line("two", false)]);
+    let file = file.to_str().expect("text");
+    let run = |arguments: &[&str]| Command::new(binary()).args(arguments).output().expect("homing can be run");
+    let without = run(&["logs", "demo", "-n", "1", "--config", file, "--json"]);
+    assert_eq!(objects(&without, "logs"), [line("two", false)]);
+    let setup = objects(&run(&["backend-setup", "ipip", "10.0.0.100", "--json"]), "backend-setup");
+    assert!(setup.iter().any(|step| step["command"] == "ip link set tunl0 up"), "{setup:?}");
+    let detached = objects(&run(&["detach", "--pin-dir", "/sys/fs/bpf/nowhere", "--json"]), "order");
+    assert_eq!(detached[0]["said"], "Nothing is pinned in /sys/fs/bpf/nowhere.");
+}
+
 #[test]
 fn where_the_kernel_path_is_required_and_cannot_be_had_homing_does_not_start() {
     let homing =
@@ -164,7 +253,7 @@ fn check_says_as_json_what_it_says_in_words() {
     };
     let (in_words, json) = (check(&[]), check(&["--json"]));
     assert_eq!((in_words.status.code(), json.status.code()), (Some(2), Some(2)));
-    let told: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    let told: Value = serde_json::from_slice(&json.stdout).expect("JSON");
     let error = &told["errors"][0];
     let place =
         format!("homing.toml:{}:{}: {}", error["line"], error["column"], error["message"].as_str().unwrap_or(""));
@@ -174,10 +263,7 @@ fn check_says_as_json_what_it_says_in_words() {
         "{told} {words}"
     );
     edit(&homing, "affinty = 1", "");
-    let told: serde_json::Value = serde_json::from_slice(&check(&["--json"]).stdout).expect("JSON");
-    assert_eq!(
-        (&told["ok"], &told["apps"][0]["name"], &told["errors"]),
-        (&true.into(), &"demo".into(), &serde_json::json!([]))
-    );
+    let told: Value = serde_json::from_slice(&check(&["--json"]).stdout).expect("JSON");
+    assert_eq!((&told["ok"], &told["apps"][0]["name"], &told["errors"]), (&true.into(), &"demo".into(), &json!([])));
     assert!(told["apps"][0]["why"].as_str().is_some_and(|why| !why.is_empty()), "{told}");
 }

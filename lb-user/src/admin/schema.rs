@@ -10,15 +10,21 @@ use schemars::schema_for;
 use serde_json::Value;
 
 use super::report::{Status, Trace};
+use crate::cli::backend_setup::Step;
 use crate::cli::check::json::Report;
+use crate::cli::logs::LogLine;
+use crate::cli::progress::OrderLine;
 use crate::live::Line;
 
-fn schemas() -> [(&'static str, Value); 4] {
+fn schemas() -> [(&'static str, Value); 7] {
     [
         ("status", schema_for!(Status).to_value()),
         ("trace", schema_for!(Trace).to_value()),
         ("live", schema_for!(Line).to_value()),
         ("check", schema_for!(Report).to_value()),
+        ("order", schema_for!(OrderLine<'_>).to_value()),
+        ("logs", schema_for!(LogLine<'_>).to_value()),
+        ("backend-setup", schema_for!(Step).to_value()),
     ]
 }
 

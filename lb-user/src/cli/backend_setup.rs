@@ -1,7 +1,10 @@
 //! `homing backend-setup`: what a Linux host needs to take what homing forwards. Printed for reading, or run.
 
+use std::io;
 use std::net::IpAddr;
 use std::process::Command;
+
+use serde::Serialize;
 
 use super::{DONE, FAILED, fail};
 
@@ -25,6 +28,9 @@ pub(super) struct Options {
     /// The commands that take them back.
     #[arg(long)]
     undo: bool,
+    /// As JSON, an object for each command.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -41,21 +47,36 @@ enum Family {
 }
 
 /// A command and why it is needed.
-struct Step {
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Step {
+    /// What it is for, in words.
     why: &'static str,
+    /// The program and its arguments, with a space between; none of them has one.
+    #[serde(rename = "command")]
     words: String,
 }
 
 pub(super) fn run(options: &Options) -> u8 {
     let steps = if options.undo { undo(options) } else { setup(options) };
-    for Step { why, words } in &steps {
-        println!("# {why}\n{words}");
+    for step in &steps {
+        let Step { why, words } = step;
+        if options.json {
+            println!("{}", serde_json::to_string(step).expect("words"));
+        } else {
+            println!("# {why}\n{words}");
+        }
         if !options.apply {
             continue;
         }
         let mut parts = words.split_whitespace();
         let program = parts.next().expect("a command has a program");
-        match Command::new(program).args(parts).status() {
+        let mut command = Command::new(program);
+        if options.json {
+            // Some say what they did, and stdout is for objects.
+            command.stdout(io::stderr());
+        }
+        match command.args(parts).status() {
             Ok(status) if status.success() => {}
             Ok(status) => return fail(FAILED, &format!("{words}: {status}; the commands before it were run")),
             Err(error) => return fail(FAILED, &format!("{program} cannot be run: {error}")),
@@ -160,7 +181,7 @@ mod tests {
 
     fn words(forward: Forward, service: &str, over: Family) -> Vec<String> {
         let service = service.parse().expect("an address");
-        let options = Options { forward, service, over, apply: false, undo: false };
+        let options = Options { forward, service, over, apply: false, undo: false, json: false };
         setup(&options).into_iter().map(|step| step.words).collect()
     }
 

@@ -7,7 +7,9 @@ use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use self::print::Printer;
+#[cfg(test)]
+pub(crate) use self::print::LogLine;
+use self::print::{Form, Printer};
 use super::{DONE, FAILED, Socket, UNREACHABLE, USAGE, block_on, fail};
 use crate::admin::client::{self, AskError};
 use crate::admin::report::OutputFile;
@@ -17,6 +19,7 @@ use crate::output::stream::{Place, View};
 pub(super) const EXAMPLES: &str = "Examples:\n  homing logs sales            the last 100 lines of each worker\n  \
     homing logs sales/0 -f       and all that follows, until Ctrl-C\n  \
     homing logs sales/0 -n all   everything that is kept\n  \
+    homing logs sales --json | jq -r 'select(.line | test(\"Error\")) | .worker'\n  \
     homing logs sales --config /etc/homing/homing.toml   while homing does not run";
 
 /// Between looks for more, while there is none.
@@ -38,6 +41,9 @@ pub(super) struct Options {
     /// Take the place of the files from this configuration; homing is not asked.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// As JSON, an object a line.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     socket: Socket,
 }
@@ -101,10 +107,15 @@ fn by_homing(socket: &Path, worker: &str) -> Result<Vec<OutputFile>, u8> {
 
 fn show(options: &Options, files: Vec<OutputFile>) -> io::Result<()> {
     let stdout = io::stdout();
-    let is_terminal = stdout.is_terminal();
-    let has_colour = is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let form = if options.json {
+        Form::Json
+    } else if stdout.is_terminal() {
+        Form::Terminal { has_colour: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) }
+    } else {
+        Form::Text
+    };
     let ids: Vec<&str> = files.iter().map(|file| file.id.as_str()).collect();
-    let mut printer = Printer::new(stdout.lock(), &ids, is_terminal, has_colour);
+    let mut printer = Printer::new(stdout.lock(), &ids, form);
     let mut tails: Vec<Tail> = files.into_iter().map(Tail::new).collect();
     for (number, tail) in tails.iter_mut().enumerate() {
         tail.begin(number, options, &mut printer)?;

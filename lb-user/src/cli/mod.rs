@@ -1,15 +1,15 @@
 //! The command line: one definition of every command, one file for what each does.
 
-mod backend_setup;
+pub(crate) mod backend_setup;
 pub(crate) mod check;
 mod demo;
 mod guard;
 mod live;
-mod logs;
+pub(crate) mod logs;
 mod man;
 mod orders;
 mod plain;
-mod progress;
+pub(crate) mod progress;
 mod run;
 mod status;
 mod takeover;
@@ -113,7 +113,7 @@ enum Command {
     )]
     Stop {
         #[command(flatten)]
-        socket: Socket,
+        to: orders::To,
         /// Do not wait for sessions to end.
         #[arg(long)]
         now: bool,
@@ -148,7 +148,7 @@ enum Command {
     /// Apps and listen addresses come and go, limits change at once, and workers whose command, directory, user or
     /// environment changed are replaced one by one. SIGHUP does the same.
     #[command(after_help = "Example:\n  homing check && homing reload")]
-    Reload(Socket),
+    Reload(orders::To),
     /// The keys that cookies are sealed with.
     #[command(subcommand, after_help = "Example:\n  homing keys rotate")]
     Keys(orders::Keys),
@@ -161,6 +161,9 @@ enum Command {
         /// Where they are pinned.
         #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/homing")]
         pin_dir: PathBuf,
+        /// As JSON, an object a line.
+        #[arg(long)]
+        json: bool,
     },
     /// Print the completions of a shell.
     #[command(after_help = "Example:\n  homing completions bash > /etc/bash_completion.d/homing")]
@@ -219,15 +222,15 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Top(options) => top::top(&options),
         Command::Trace(options) => ask(trace::trace(options)),
         Command::Logs(options) => logs::logs(&options),
-        Command::Stop { socket, now } => ask(orders::stop(socket.control_socket, now)),
+        Command::Stop { to, now } => ask(orders::stop(to, now)),
         Command::Drain(options) => ask(orders::drain(options)),
         Command::Undrain(options) => ask(orders::undrain(options)),
         Command::Scale(options) => ask(orders::scale(options)),
         Command::Restart(options) => ask(orders::restart(options)),
-        Command::Reload(socket) => ask(orders::reload(socket.control_socket)),
+        Command::Reload(to) => ask(orders::reload(to)),
         Command::Keys(command) => ask(orders::keys(command)),
         Command::BackendSetup(options) => backend_setup::run(&options),
-        Command::Detach { pin_dir } => detach(&pin_dir),
+        Command::Detach { pin_dir, json } => detach(&pin_dir, json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "homing", &mut std::io::stdout());
             DONE
@@ -282,18 +285,17 @@ fn say(text: &dyn std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-fn detach(pin_dir: &std::path::Path) -> u8 {
-    if !pin_dir.exists() {
-        println!("Nothing is pinned in {}.", pin_dir.display());
-        return DONE;
-    }
-    match crate::datapath::detach(pin_dir) {
-        Ok(()) => {
-            println!("Removed the programs and maps pinned in {}.", pin_dir.display());
-            DONE
+fn detach(pin_dir: &std::path::Path, json: bool) -> u8 {
+    let said = if pin_dir.exists() {
+        if let Err(error) = crate::datapath::detach(pin_dir) {
+            return fail(FAILED, &error);
         }
-        Err(error) => fail(FAILED, &error),
-    }
+        format!("Removed the programs and maps pinned in {}.", pin_dir.display())
+    } else {
+        format!("Nothing is pinned in {}.", pin_dir.display())
+    };
+    progress::Progress::new(json).end(&said, None);
+    DONE
 }
 
 #[cfg(test)]
@@ -319,6 +321,20 @@ mod tests {
             assert!(help.contains("Example") || help.contains("Start here:"), "{name} --help has no example");
             let widest = help.lines().max_by_key(|line| line.chars().count()).unwrap_or_default();
             assert!(widest.chars().count() <= 100, "{name} --help: {widest}");
+        }
+    }
+
+    #[test]
+    fn what_a_command_says_can_be_had_as_json() {
+        // These serve, show a picture or print a file.
+        const WITHOUT: [&str; 5] = ["homing run", "homing demo", "homing top", "homing completions", "homing man"];
+        let mut all = Vec::new();
+        shown(&Cli::command(), "", &mut all);
+        let says = |(name, command): &&(String, clap::Command)| {
+            !command.has_subcommands() && !WITHOUT.contains(&name.as_str())
+        };
+        for (name, command) in all.iter().filter(says) {
+            assert!(command.get_arguments().any(|argument| argument.get_id() == "json"), "{name} has no --json");
         }
     }
 

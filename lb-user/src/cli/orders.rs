@@ -1,6 +1,7 @@
 //! Commands that change something in the running homing, and wait until it has.
 
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -14,6 +15,16 @@ use crate::admin::server::Order;
 /// Between looks at what is waited for.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
+/// Whom an order is for, and how its answer is wanted.
+#[derive(Args)]
+pub(super) struct To {
+    #[command(flatten)]
+    socket: Socket,
+    /// As JSON, an object a line.
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(Args)]
 pub(super) struct Drain {
     /// APP, or APP/N as `homing status` shows it.
@@ -22,7 +33,7 @@ pub(super) struct Drain {
     #[arg(long)]
     wait: bool,
     #[command(flatten)]
-    socket: Socket,
+    to: To,
 }
 
 #[derive(Args)]
@@ -30,7 +41,7 @@ pub(super) struct Undrain {
     /// APP, or APP/N as `homing status` shows it.
     worker: String,
     #[command(flatten)]
-    socket: Socket,
+    to: To,
 }
 
 #[derive(Args)]
@@ -41,7 +52,7 @@ pub(super) struct Scale {
     #[arg(value_name = "BOUNDS", value_parser = bounds)]
     bounds: (u32, u32),
     #[command(flatten)]
-    socket: Socket,
+    to: To,
 }
 
 #[derive(Args)]
@@ -52,7 +63,7 @@ pub(super) struct Restart {
     #[arg(long)]
     rolling: bool,
     #[command(flatten)]
-    socket: Socket,
+    to: To,
 }
 
 #[derive(Subcommand)]
@@ -62,7 +73,7 @@ pub(super) enum Keys {
     /// The key before it stays good until the next rotation, and who comes with its cookie gets a new one: rotate twice
     /// only after those who shall stay have been here. Rotate twice at once if the key file was stolen.
     #[command(after_help = "Example:\n  homing keys rotate")]
-    Rotate(Socket),
+    Rotate(To),
 }
 
 /// `N` or `MIN..MAX`.
@@ -76,18 +87,16 @@ fn bounds(text: &str) -> Result<(u32, u32), String> {
 
 /// Says who is still connected, and waits until nobody is if that is wanted.
 pub(super) async fn drain(options: Drain) -> Result<(), AskError> {
-    let Drain { worker: name, wait, socket: Socket { control_socket: socket } } = options;
-    give(&socket, &Order::Drain { worker: name.clone(), undo: false }).await?;
-    let mut progress = Progress::new();
+    let Drain { worker: name, wait, to } = options;
+    let (socket, mut progress) = give(to, &Order::Drain { worker: name.clone(), undo: false }).await?;
     loop {
-        let status: Status = client::get(&socket, "/v1/status").await?;
-        let left = Left::named(&status, &name);
-        if left.ending == 0 || (left.connections == 0 && !wait) {
-            progress.end("Nobody is connected there.");
+        let left = Left::named(&client::get(&socket, "/v1/status").await?, &name);
+        if left.draining == 0 || (left.connections == 0 && !wait) {
+            progress.end("Nobody is connected there.", Some(&left));
             return Ok(());
         }
         if !wait {
-            progress.end(&format!("{}; --wait waits for their end.", left.endings()));
+            progress.end(&format!("{}; --wait waits for their end.", left.endings()), Some(&left));
             return Ok(());
         }
         progress.say(&left, &left.endings());
@@ -96,42 +105,53 @@ pub(super) async fn drain(options: Drain) -> Result<(), AskError> {
 }
 
 pub(super) async fn undrain(options: Undrain) -> Result<(), AskError> {
-    give(&options.socket.control_socket, &Order::Drain { worker: options.worker, undo: true }).await
+    give_alone(options.to, &Order::Drain { worker: options.worker, undo: true }).await
 }
 
 /// Says who is still connected to those who are no longer wanted.
 pub(super) async fn scale(options: Scale) -> Result<(), AskError> {
-    let Scale { app, bounds: (min, max), socket: Socket { control_socket: socket } } = options;
-    give(&socket, &Order::Scale { app: app.clone(), min, max }).await?;
+    let Scale { app, bounds: (min, max), to } = options;
+    let (socket, mut progress) = give(to, &Order::Scale { app: app.clone(), min, max }).await?;
     let left = Left::named(&client::get(&socket, "/v1/status").await?, &app);
-    if left.ending > 0 {
-        println!("{}.", left.endings());
-    }
+    let said = if left.draining > 0 { format!("{}.", left.endings()) } else { String::new() };
+    progress.end(&said, Some(&left));
     Ok(())
 }
 
-pub(super) async fn reload(socket: PathBuf) -> Result<(), AskError> {
-    give(&socket, &Order::Reload).await
+pub(super) async fn reload(to: To) -> Result<(), AskError> {
+    give_alone(to, &Order::Reload).await
 }
 
 pub(super) async fn keys(command: Keys) -> Result<(), AskError> {
-    let Keys::Rotate(socket) = command;
-    give(&socket.control_socket, &Order::RotateKeys).await
+    let Keys::Rotate(to) = command;
+    give_alone(to, &Order::RotateKeys).await
 }
 
-async fn give(socket: &Path, order: &Order) -> Result<(), AskError> {
-    println!("{}", client::order(socket, order).await?);
+/// Gives the order and says what homing said; what comes of it is the caller's to follow.
+async fn give(to: To, order: &Order) -> Result<(PathBuf, Progress<io::Stdout>), AskError> {
+    let To { socket: Socket { control_socket: socket }, json } = to;
+    let mut progress = Progress::new(json);
+    progress.begin(&client::order(&socket, order).await?);
+    Ok((socket, progress))
+}
+
+/// Gives an order that is carried out when homing answers.
+async fn give_alone(to: To, order: &Order) -> Result<(), AskError> {
+    let To { socket: Socket { control_socket: socket }, json } = to;
+    Progress::new(json).end(&client::order(&socket, order).await?, None);
     Ok(())
 }
 
 /// Waits until every worker has its successor.
 pub(super) async fn restart(options: Restart) -> Result<(), AskError> {
-    let Restart { app: name, rolling, socket: Socket { control_socket: socket } } = options;
-    give(&socket, &Order::Restart { app: name.clone(), rolling }).await?;
-    let mut progress = Progress::new();
+    let Restart { app: name, rolling, to } = options;
+    let (socket, mut progress) = give(to, &Order::Restart { app: name.clone(), rolling }).await?;
     loop {
         let status: Status = client::get(&socket, "/v1/status").await?;
-        let Some(app) = status.apps.into_iter().find(|app| app.name == name) else { return Ok(()) };
+        let Some(app) = status.apps.into_iter().find(|app| app.name == name) else {
+            progress.end(&format!("{name} is no longer configured."), None);
+            return Ok(());
+        };
         if let Some(reason) = app.restart_failed {
             return Err(AskError::Refused(format!(
                 "the restart is stopped, the old workers go on: the new one {reason}"
@@ -140,7 +160,8 @@ pub(super) async fn restart(options: Restart) -> Result<(), AskError> {
         let left = Left::of(&app.workers);
         if !app.restarting {
             let has = format!("{name} has new workers.");
-            progress.end(&if left.ending == 0 { has } else { format!("{has} Of the old ones: {}.", left.endings()) });
+            let said = if left.draining == 0 { has } else { format!("{has} Of the old ones: {}.", left.endings()) };
+            progress.end(&said, Some(&left));
             return Ok(());
         }
         progress.say(&left, &left.changes());
@@ -149,9 +170,10 @@ pub(super) async fn restart(options: Restart) -> Result<(), AskError> {
 }
 
 /// Drains and stops homing, and waits until it has.
-pub(super) async fn stop(socket: PathBuf, now: bool) -> Result<(), AskError> {
+pub(super) async fn stop(to: To, now: bool) -> Result<(), AskError> {
+    let To { socket: Socket { control_socket: socket }, json } = to;
     client::post(&socket, if now { "/v1/stop?now=true" } else { "/v1/stop" }).await?;
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(json);
     // homing closes its socket when it has ended.
     while let Ok(status) = client::get::<Status>(&socket, "/v1/status").await {
         let left = Left::of(status.apps.iter().flat_map(|app| &app.workers));
@@ -159,6 +181,6 @@ pub(super) async fn stop(socket: PathBuf, now: bool) -> Result<(), AskError> {
         progress.say(&left, &format!("draining: {}{remedy}", left.endings()));
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-    progress.end("homing has stopped.");
+    progress.end("homing has stopped.", None);
     Ok(())
 }

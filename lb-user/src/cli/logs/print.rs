@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use serde::Serialize;
+
 use super::super::plain::plain;
 
 /// A line longer than this is shown in pieces.
@@ -9,11 +11,36 @@ const LINE_BYTES_MAX: usize = 64 << 10;
 /// The terminal's colours that are read well on dark and on light.
 const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
 
+/// A line of `homing logs --json`.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct LogLine<'a> {
+    /// APP/N.
+    worker: &'a str,
+    /// What it wrote, without the end of the line; what is no text is replaced by U+FFFD.
+    line: &'a str,
+    /// False where the line goes on in the worker's next object, being longer than 64 KiB, or was not ended by the worker yet.
+    complete: bool,
+}
+
+/// How lines are written.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Form {
+    /// For eyes: with or without colour, control characters shown.
+    Terminal {
+        has_colour: bool,
+    },
+    /// What the worker wrote.
+    Text,
+    Json,
+}
+
 pub(super) struct Printer<W: Write> {
     out: io::BufWriter<W>,
+    form: Form,
+    ids: Vec<String>,
     /// Put before each line; empty for one worker alone.
     prefixes: Vec<String>,
-    is_terminal: bool,
     /// By worker: what is not a whole line yet.
     pending: Vec<Vec<u8>>,
     /// The one worker's line was begun and not ended.
@@ -21,24 +48,32 @@ pub(super) struct Printer<W: Write> {
 }
 
 impl<W: Write> Printer<W> {
-    pub(super) fn new(out: W, ids: &[&str], is_terminal: bool, has_colour: bool) -> Self {
+    pub(super) fn new(out: W, ids: &[&str], form: Form) -> Self {
         let width = ids.iter().map(|id| id.len()).max().unwrap_or(0);
-        let prefix = |(number, id): (usize, &&str)| match (ids.len(), has_colour) {
-            (1, _) => String::new(),
-            (_, false) => format!("{id:width$} | "),
-            (_, true) => format!("\u{1b}[{}m{id:width$} |\u{1b}[0m ", COLOURS[number % COLOURS.len()]),
+        let prefix = |(number, id): (usize, &&str)| match (ids.len(), form) {
+            (1, _) | (_, Form::Json) => String::new(),
+            (_, Form::Terminal { has_colour: true }) => {
+                format!("\u{1b}[{}m{id:width$} |\u{1b}[0m ", COLOURS[number % COLOURS.len()])
+            }
+            (_, Form::Terminal { has_colour: false } | Form::Text) => format!("{id:width$} | "),
         };
         Self {
             out: io::BufWriter::new(out),
+            form,
+            ids: ids.iter().map(|&id| id.to_owned()).collect(),
             prefixes: ids.iter().enumerate().map(prefix).collect(),
-            is_terminal,
             pending: vec![Vec::new(); ids.len()],
             in_line: false,
         }
     }
 
-    fn is_alone(&self) -> bool {
-        self.pending.len() == 1
+    /// A line is shown while it is being written: nobody else's can come between.
+    fn shows_begun(&self) -> bool {
+        self.pending.len() == 1 && self.form != Form::Json
+    }
+
+    fn is_terminal(&self) -> bool {
+        matches!(self.form, Form::Terminal { .. })
     }
 
     pub(super) fn take(&mut self, worker: usize, bytes: &[u8]) -> io::Result<()> {
@@ -60,7 +95,7 @@ impl<W: Write> Printer<W> {
 
     /// Nothing more comes for now: of one worker alone the begun line is shown.
     pub(super) fn pause(&mut self, worker: usize) -> io::Result<()> {
-        if !self.is_alone() || self.pending[worker].is_empty() {
+        if !self.shows_begun() || self.pending[worker].is_empty() {
             return Ok(());
         }
         let mut pending = std::mem::take(&mut self.pending[worker]);
@@ -73,7 +108,10 @@ impl<W: Write> Printer<W> {
     /// Nothing more comes.
     pub(super) fn end(&mut self, worker: usize) -> io::Result<()> {
         let pending = std::mem::take(&mut self.pending[worker]);
-        if !pending.is_empty() && self.is_alone() && !self.is_terminal {
+        if !pending.is_empty() && self.form == Form::Json {
+            return self.object(worker, &pending, false);
+        }
+        if !pending.is_empty() && self.shows_begun() && !self.is_terminal() {
             // To the byte, as far as it is text.
             return self.out.write_all(String::from_utf8_lossy(&pending).as_bytes());
         }
@@ -85,8 +123,11 @@ impl<W: Write> Printer<W> {
     }
 
     fn line(&mut self, worker: usize, bytes: &[u8]) -> io::Result<()> {
+        if self.form == Form::Json {
+            return self.object(worker, bytes, true);
+        }
         // Ends of lines as some programs write them.
-        let bytes = if self.is_terminal { bytes.strip_suffix(b"\r").unwrap_or(bytes) } else { bytes };
+        let bytes = if self.is_terminal() { bytes.strip_suffix(b"\r").unwrap_or(bytes) } else { bytes };
         self.write(worker, &String::from_utf8_lossy(bytes))?;
         self.in_line = false;
         self.out.write_all(b"\n")
@@ -104,9 +145,11 @@ impl<W: Write> Printer<W> {
         if bytes[..whole].last() == Some(&b'\r') {
             whole -= 1;
         }
-        if whole > 0 {
+        if whole > 0 && self.form == Form::Json {
+            self.object(worker, &bytes[..whole], false)?;
+        } else if whole > 0 {
             self.write(worker, &String::from_utf8_lossy(&bytes[..whole]))?;
-            if self.is_alone() {
+            if self.shows_begun() {
                 self.in_line = true;
             } else {
                 self.out.write_all(b"\n")?;
@@ -115,9 +158,19 @@ impl<W: Write> Printer<W> {
         Ok(bytes.len() - whole)
     }
 
+    fn object(&mut self, worker: usize, bytes: &[u8], complete: bool) -> io::Result<()> {
+        let line = LogLine { worker: &self.ids[worker], line: &String::from_utf8_lossy(bytes), complete };
+        serde_json::to_writer(&mut self.out, &line)?;
+        self.out.write_all(b"\n")
+    }
+
     fn write(&mut self, worker: usize, text: &str) -> io::Result<()> {
         self.out.write_all(self.prefixes[worker].as_bytes())?;
-        if self.is_terminal { self.out.write_all(plain(text).as_bytes()) } else { self.out.write_all(text.as_bytes()) }
+        if self.is_terminal() {
+            self.out.write_all(plain(text).as_bytes())
+        } else {
+            self.out.write_all(text.as_bytes())
+        }
     }
 }
 
@@ -125,10 +178,12 @@ impl<W: Write> Printer<W> {
 mod tests {
     use super::*;
 
+    const PLAIN: Form = Form::Terminal { has_colour: false };
+
     /// What is printed of these pieces, by worker; an empty piece is a pause.
-    fn printed(ids: &[&str], is_terminal: bool, has_colour: bool, pieces: &[(usize, &[u8])]) -> String {
+    fn printed(ids: &[&str], form: Form, pieces: &[(usize, &[u8])]) -> String {
         let mut out = Vec::new();
-        let mut printer = Printer::new(&mut out, ids, is_terminal, has_colour);
+        let mut printer = Printer::new(&mut out, ids, form);
         for &(worker, bytes) in pieces {
             if bytes.is_empty() { printer.pause(worker) } else { printer.take(worker, bytes) }.expect("memory");
         }
@@ -143,39 +198,65 @@ mod tests {
         let pieces: [(usize, &[u8]); 6] =
             [(0, b"one "), (1, b"other\nnext"), (0, b""), (1, b""), (0, b"line\n\n"), (1, b" line")];
         assert_eq!(
-            printed(&["sales/9", "sales/10"], false, false, &pieces),
+            printed(&["sales/9", "sales/10"], Form::Text, &pieces),
             "sales/10 | other\nsales/9  | one line\nsales/9  | \nsales/10 | next line\n"
         );
-        let coloured = printed(&["a/0", "a/1"], true, true, &[(1, b"x\n")]);
+        let coloured = printed(&["a/0", "a/1"], Form::Terminal { has_colour: true }, &[(1, b"x\n")]);
         assert_eq!(coloured, "\u{1b}[33ma/1 |\u{1b}[0m x\n");
     }
 
     #[test]
     fn one_worker_alone_is_shown_as_it_writes() {
         assert_eq!(
-            printed(&["a/0"], false, false, &[(0, b"a\nbegun"), (0, b""), (0, b" and ended\nrest")]),
+            printed(&["a/0"], Form::Text, &[(0, b"a\nbegun"), (0, b""), (0, b" and ended\nrest")]),
             "a\nbegun and ended\nrest"
         );
-        assert_eq!(printed(&["a/0"], true, false, &[(0, b"begun"), (0, b"")]), "begun\n");
+        assert_eq!(printed(&["a/0"], PLAIN, &[(0, b"begun"), (0, b"")]), "begun\n");
     }
 
     #[test]
     fn what_is_no_text_is_replaced_and_a_letter_in_two_pieces_is_one() {
         let pieces: [(usize, &[u8]); 4] = [(0, b"\xff\xc3"), (0, b""), (0, b"\xa9\n"), (0, b"\xe2\x82\n")];
-        assert_eq!(printed(&["a/0"], false, false, &pieces), "\u{fffd}é\n\u{fffd}\n");
+        assert_eq!(printed(&["a/0"], Form::Text, &pieces), "\u{fffd}é\n\u{fffd}\n");
     }
 
     #[test]
     fn orders_to_the_terminal_are_shown_on_one_and_passed_on_elsewhere() {
         let pieces: [(usize, &[u8]); 3] = [(0, b"\x1b[2Jx\r"), (0, b""), (0, b"\n")];
-        assert_eq!(printed(&["a/0"], true, false, &pieces), "^[[2Jx\n");
-        assert_eq!(printed(&["a/0"], false, false, &pieces), "\u{1b}[2Jx\r\n");
+        assert_eq!(printed(&["a/0"], PLAIN, &pieces), "^[[2Jx\n");
+        assert_eq!(printed(&["a/0"], Form::Text, &pieces), "\u{1b}[2Jx\r\n");
     }
 
     #[test]
     fn a_line_without_end_is_shown_in_pieces() {
         let piece = [b'x'; 40_000];
-        let shown = printed(&["a/0", "a/1"], false, false, &[(0, &piece), (0, &piece), (0, b"\n")]);
+        let shown = printed(&["a/0", "a/1"], Form::Text, &[(0, &piece), (0, &piece), (0, b"\n")]);
         assert_eq!(shown.len(), 80_000 + 2 * "a/0 | \n".len());
+    }
+
+    #[test]
+    fn as_json_each_line_is_an_object_that_names_its_worker_and_says_whether_it_is_all() {
+        let piece = [b'x'; 40_000];
+        let pieces: [(usize, &[u8]); 7] =
+            [(0, b"say \"a\"\n\n"), (1, b"\xffb"), (1, b""), (1, b"c\n"), (1, &piece), (1, &piece), (0, b"begun")];
+        let lines: Vec<serde_json::Value> = printed(&["s/0", "s/1"], Form::Json, &pieces)
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        let long = "x".repeat(80_000);
+        let expected = [
+            ("s/0", "say \"a\"", true),
+            ("s/0", "", true),
+            ("s/1", "\u{fffd}bc", true),
+            ("s/1", long.as_str(), false),
+            ("s/0", "begun", false),
+        ];
+        let expected = expected.map(
+            |(worker, line, complete)| serde_json::json!({ "worker": worker, "line": line, "complete": complete }),
+        );
+        assert_eq!(lines, expected);
+        // One worker alone is no exception.
+        let alone = printed(&["s/0"], Form::Json, &[(0, b"a"), (0, b""), (0, b"b\n")]);
+        assert_eq!(alone, "{\"worker\":\"s/0\",\"line\":\"ab\",\"complete\":true}\n");
     }
 }
