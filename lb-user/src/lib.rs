@@ -20,6 +20,7 @@ mod privileges;
 pub mod proxy;
 pub mod routing;
 pub mod spans;
+mod sync;
 mod sys;
 pub mod tls;
 mod trouble;

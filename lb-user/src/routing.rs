@@ -4,19 +4,20 @@
 //! Nothing here decides; `control` makes snapshots and `proxy` follows them.
 
 mod door;
+mod open;
 mod times;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use lb_common::abi::{BackendId, Binding, BindingKey, Promotion, Service, Slot};
 use lb_common::addr::Addr;
 use lb_common::affinity::{self, Choice, Tables};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::address::Address;
 use crate::config::{Affinity, Cookie, Http, Protect, SendProxy};
@@ -24,6 +25,7 @@ use crate::config::{Affinity, Cookie, Http, Protect, SendProxy};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use door::fuzz;
 pub use door::{Door, Found, Lost};
+pub use open::Open;
 pub use times::{BOUNDS, Held, Histogram, Observed, Times};
 
 /// All apps, as they are now.
@@ -88,7 +90,7 @@ pub struct WorkerRoute {
 impl WorkerRoute {
     /// Whether a new client may come to it, as far as its load goes.
     pub fn has_room(&self) -> bool {
-        self.load.open.load(Ordering::Relaxed) < self.room
+        self.load.open.count() < self.room
     }
 
     pub fn takes_new_clients(&self) -> bool {
@@ -99,12 +101,7 @@ impl WorkerRoute {
 /// What the HTTP path counts per worker process.
 #[derive(Default)]
 pub struct Load {
-    /// Requests and tunnels in flight.
-    pub open: AtomicU32,
-    /// Somebody waits for [`Self::freed`].
-    pub watched: AtomicBool,
-    /// Told when `open` went down while that was watched.
-    pub freed: Notify,
+    pub open: Open,
     /// Clients ever assigned to it by cookie.
     pub assigned: AtomicU64,
     /// Requests ever forwarded to it.

@@ -108,10 +108,14 @@ pub fn bind(path: &Path) -> io::Result<net::UnixListener> {
     Ok(listener)
 }
 
-/// Answers until the task is dropped.
-pub async fn serve(listener: UnixListener, requests: mpsc::Sender<Request>) {
-    // It only returns when the listener fails for good, which a unix socket's does not.
-    let _ = axum::serve(Trusted(listener), router(requests)).await;
+/// Answers whoever asks before `ended`, and returns when they have their answers.
+pub async fn serve(
+    listener: UnixListener,
+    requests: mpsc::Sender<Request>,
+    ended: impl Future<Output = ()> + Send + 'static,
+) {
+    // It fails when the listener fails for good, which a unix socket's does not.
+    let _ = axum::serve(Trusted(listener), router(requests)).with_graceful_shutdown(ended).await;
 }
 
 fn router(requests: mpsc::Sender<Request>) -> Router {
@@ -251,4 +255,30 @@ async fn stop(State(requests): Requests, Query(StopQuery { now }): Query<StopQue
 fn ending() -> Response {
     let failure = Failure { error: "homing is ending".to_owned() };
     (StatusCode::SERVICE_UNAVAILABLE, Json(failure)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::client;
+
+    #[tokio::test]
+    async fn a_homing_that_ends_as_soon_as_it_has_yielded_has_said_so() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("control.sock");
+        let listener = UnixListener::from_std(bind(&path).expect("it can be bound")).expect("in a runtime");
+        let (sender, mut requests) = mpsc::channel(1);
+        let (end, ended) = oneshot::channel::<()>();
+        let serving = tokio::spawn(serve(listener, sender, async { drop(ended.await) }));
+        let asked = path.clone();
+        let asking = tokio::spawn(async move { client::post_for::<Bound>(&asked, "/v1/yield").await });
+        let Some(Request::Yield { answer, .. }) = requests.recv().await else { panic!("it was asked to yield") };
+        answer.send(Ok(Bound::default())).expect("somebody waits for it");
+        drop(end);
+        serving.await.expect("it returns");
+        // As the end of the process does.
+        drop(requests);
+        assert!(net::UnixStream::connect(&path).is_err(), "nobody listens any more");
+        asking.await.expect("it is done").expect("an answer");
+    }
 }

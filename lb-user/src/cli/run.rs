@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use sd_notify::NotifyState;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::takeover::Takeover;
 use super::{DONE, FAILED, USAGE, fail};
@@ -171,24 +171,30 @@ async fn go_on(
     })?;
 
     let socket = tokio::net::UnixListener::from_std(socket).context("cannot answer on the control socket")?;
-    let answering = tokio::spawn(admin::server::serve(socket, request_sender.clone()));
+    let (end, ended) = oneshot::channel::<()>();
+    let answering = tokio::spawn(admin::server::serve(socket, request_sender.clone(), async { drop(ended.await) }));
     ready(&line);
     // Also the process, since another one may have been the service's until now.
     tell_systemd(&[NotifyState::Ready, NotifyState::MainPid(guarded_by.unwrap_or_else(std::process::id))]);
     let ended = runner.run(request_sender).await;
-    answering.abort();
+    drop(end);
     let ended = match ended? {
         Ended::Stopped => Ok(()),
         Ended::Replaced(predecessor) => {
             // Both are the successor's now.
             std::mem::forget(socket_file);
-            drop((answering.await, held));
+            drop(held);
             predecessor.serve_out().await
         }
     };
     tokio::task::spawn_blocking(move || traced.finish()).await?;
+    // Who gave the last order has not read the answer yet, perhaps; a successor waits for it.
+    let _ = tokio::time::timeout(LAST_ANSWERS, answering).await;
     ended
 }
+
+/// What who asked before the end may take to read the answer.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Tries again for a while: a homing that has just yielded lets go of one thing after the other.
 async fn until_free<T, E>(take: impl Fn() -> Result<T, E>) -> Result<T, E> {

@@ -1,6 +1,7 @@
 //! Two homings for a while, or more: one that was replaced serves what is open with it, and tells its successors of that.
 
 use std::collections::HashMap;
+use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -93,7 +94,7 @@ impl Predecessor {
         let Self { mut doors, mut requests, requesters, loads, metrics, socket, patience } = self;
         let listener = admin::server::bind(&socket).and_then(tokio::net::UnixListener::from_std);
         let answering = match listener {
-            Ok(listener) => Some(tokio::spawn(admin::server::serve(listener, requesters)).abort_handle()),
+            Ok(listener) => Some(tokio::spawn(admin::server::serve(listener, requesters, pending())).abort_handle()),
             Err(error) => {
                 tracing::warn!(%error, "the successor is not told what is still open here");
                 None
@@ -111,7 +112,7 @@ impl Predecessor {
                 Some(()) = interrupt.recv() => break,
                 // Whoever asks anything else is told that homing is ending.
                 Some(request) = requests.recv() => if let Request::Loads(answer) = request {
-                    let open = |load: &Load| load.open.load(std::sync::atomic::Ordering::Relaxed);
+                    let open = |load: &Load| load.open.count();
                     let loads = loads.iter().map(|(incarnation, load)| (*incarnation, open(load))).collect();
                     drop(answer.send(Loads { loads }));
                 },

@@ -4,7 +4,6 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lb_common::abi::BackendId;
@@ -460,7 +459,7 @@ impl Runner {
         let http = self
             .running
             .get(&backend)
-            .map_or(0, |running| running.load.open.load(Ordering::Relaxed) + self.elsewhere.open(running.incarnation));
+            .map_or(0, |running| running.load.open.count() + self.elsewhere.open(running.incarnation));
         let kernel = self.real_connections(backend);
         (kernel, kernel + u64::from(http))
     }

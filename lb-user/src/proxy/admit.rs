@@ -1,7 +1,6 @@
 //! From a request to a place at a worker, at once or after a wait. Where that is, `place` decides.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::select_all;
@@ -167,7 +166,7 @@ struct Vacancies(Vec<Arc<Load>>);
 impl Vacancies {
     fn watch(route: &AppRoute) -> Self {
         let loads = Self(route.workers.iter().map(|worker| Arc::clone(&worker.load)).collect());
-        loads.0.iter().for_each(|load| load.watched.store(true, Ordering::SeqCst));
+        loads.0.iter().for_each(|load| load.open.watch());
         loads
     }
 
@@ -175,13 +174,13 @@ impl Vacancies {
     async fn one(&self) {
         match self.0.as_slice() {
             [] => std::future::pending().await,
-            loads => drop(select_all(loads.iter().map(|load| Box::pin(load.freed.notified()))).await),
+            loads => drop(select_all(loads.iter().map(|load| Box::pin(load.open.fewer()))).await),
         }
     }
 }
 
 impl Drop for Vacancies {
     fn drop(&mut self) {
-        self.0.iter().for_each(|load| load.watched.store(false, Ordering::SeqCst));
+        self.0.iter().for_each(|load| load.open.unwatch());
     }
 }

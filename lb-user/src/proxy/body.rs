@@ -2,7 +2,6 @@
 //! to its pool, the worker's load goes down.
 
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -21,18 +20,14 @@ pub struct LoadGuard(Arc<Load>);
 
 impl LoadGuard {
     pub fn new(load: &Arc<Load>) -> Self {
-        load.open.fetch_add(1, Ordering::Relaxed);
+        load.open.begin();
         Self(Arc::clone(load))
     }
 }
 
 impl Drop for LoadGuard {
     fn drop(&mut self) {
-        // In one order with `watched` for all threads: either this sees who waits, or who waits sees the room.
-        self.0.open.fetch_sub(1, Ordering::SeqCst);
-        if self.0.watched.load(Ordering::SeqCst) {
-            self.0.freed.notify_one();
-        }
+        self.0.open.end();
     }
 }
 

@@ -81,8 +81,7 @@ async fn a_client_that_falls_silent_in_the_midst_of_its_body_is_given_up() {
         assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("connection: close"), "{answer}");
     }
     assert_eq!((world.count(Counter::RefusedBodySlow), world.count(Counter::UpstreamError)), (2, 0));
-    until("the load to be given back", || workers[0].route.load.open.load(std::sync::atomic::Ordering::Relaxed) == 0)
-        .await;
+    until("the load to be given back", || workers[0].route.load.open.count() == 0).await;
 }
 
 #[tokio::test]

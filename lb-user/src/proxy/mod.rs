@@ -64,6 +64,8 @@ mod told;
 mod traced;
 mod trust;
 mod tunnel;
+#[cfg(test)]
+mod turns;
 mod upstream;
 mod welcome;
 #[cfg(test)]

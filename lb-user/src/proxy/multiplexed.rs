@@ -1,7 +1,5 @@
 //! HTTP/2 as clients of the HTTP path see it.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use http::{Method, Request, Response, Version};
@@ -171,7 +169,7 @@ async fn a_websocket_is_a_stream_among_others() {
     while soon("the close", socket.next()).await.is_some_and(|message| message.is_ok()) {}
     drop(socket);
     until("the other to end", || world.proxy.open_tunnels() == 0).await;
-    until("the load to be given back", || workers.iter().all(|w| w.route.load.open.load(Relaxed) == 0)).await;
+    until("the load to be given back", || workers.iter().all(|w| w.route.load.open.count() == 0)).await;
 }
 
 #[tokio::test]
@@ -245,7 +243,7 @@ async fn a_request_that_is_reset_is_taken_back_from_the_worker() {
     waiting.abort();
     let mut rest = Vec::new();
     drop(soon("the worker to be told", worker.read_to_end(&mut rest)).await);
-    until("the load to be given back", || load.open.load(Relaxed) == 0).await;
+    until("the load to be given back", || load.open.count() == 0).await;
 }
 
 #[tokio::test]

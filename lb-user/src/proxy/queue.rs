@@ -2,11 +2,11 @@
 //! changes, and who cannot be placed does not keep those behind from it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use super::limits::HELD_MAX;
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// All queues.
 #[derive(Default)]
@@ -17,6 +17,14 @@ struct Queue {
     next: u64,
     /// By the order in which they came.
     waiting: BTreeMap<u64, Arc<Notify>>,
+}
+
+impl Queue {
+    fn call_behind(&self, number: u64) {
+        if let Some((_, next)) = self.waiting.range(number + 1..).next() {
+            next.notify_one();
+        }
+    }
 }
 
 impl Queues {
@@ -63,9 +71,8 @@ impl Turn<'_> {
 
     /// Calls the one behind: something has changed, and this one has tried.
     pub fn pass_on(&self) {
-        let table = self.queues.table();
-        if let Some((_, next)) = table.get(&self.app).and_then(|queue| queue.waiting.range(self.number + 1..).next()) {
-            next.notify_one();
+        if let Some(queue) = self.queues.table().get(&self.app) {
+            queue.call_behind(self.number);
         }
     }
 
@@ -77,48 +84,11 @@ impl Turn<'_> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        // Called but not tried, or first: either way the next one must know.
-        self.pass_on();
-        let mut table = self.queues.table();
-        if let Some(queue) = table.get_mut(&self.app) {
+        if let Some(queue) = self.queues.table().get_mut(&self.app) {
+            // Called but not tried, or first: either way the next one must know, and only when this one has left: it looks
+            // whether it is the first now.
             queue.waiting.remove(&self.number);
+            queue.call_behind(self.number);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use futures_util::FutureExt as _;
-
-    fn is_called(turn: &Turn<'_>) -> bool {
-        turn.called().now_or_never().is_some()
-    }
-
-    #[test]
-    fn those_who_wait_are_called_in_the_order_in_which_they_came() {
-        let queues = Queues::default();
-        let [first, second, third] = [(); 3].map(|()| queues.join(7, 3).expect("there is room"));
-        assert!(queues.join(7, 3).is_none(), "three may wait");
-        assert!(queues.join(8, 3).is_some(), "another app's queue is its own");
-        assert!(first.is_first() && !second.is_first());
-        assert!(![&first, &second, &third].into_iter().any(is_called));
-        first.pass_on();
-        assert!(is_called(&second) && !is_called(&third));
-        second.pass_on();
-        assert!(is_called(&third));
-        third.pass_on();
-        drop(first);
-        assert!(second.is_first() && is_called(&second));
-        assert_eq!(queues.of(7), 2);
-    }
-
-    #[test]
-    fn who_leaves_with_the_call_in_hand_passes_it_on() {
-        let queues = Queues::default();
-        let [first, second, third] = [(); 3].map(|()| queues.join(7, 9).expect("there is room"));
-        first.pass_on();
-        drop(second);
-        assert!(is_called(&third));
     }
 }

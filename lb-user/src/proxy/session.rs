@@ -33,7 +33,7 @@ fn least_loaded(workers: &[WorkerRoute], shunned: Option<BackendId>) -> Option<&
     workers
         .iter()
         .filter(|worker| takes_clients(worker, shunned))
-        .min_by_key(|worker| (worker.load.open.load(Relaxed), worker.load.assigned.load(Relaxed)))
+        .min_by_key(|worker| (worker.load.open.count(), worker.load.assigned.load(Relaxed)))
 }
 
 /// Whether a new client may go there.
@@ -69,10 +69,10 @@ mod tests {
     #[test]
     fn a_newcomer_gets_the_least_loaded_worker_that_is_not_draining() {
         let workers = [worker(0, 10, false), worker(1, 11, false), worker(2, 12, true)];
-        workers[0].load.open.store(1, Relaxed);
+        workers[0].load.open.begin();
         workers[1].load.assigned.store(9, Relaxed);
         assert_eq!(picked(pick(&workers, None, None)), Some(("new", 1)), "open connections weigh first");
-        workers[0].load.open.store(0, Relaxed);
+        workers[0].load.open.end();
         assert_eq!(picked(pick(&workers, None, None)), Some(("new", 0)), "then clients ever assigned");
         assert_eq!(picked(pick(&workers, None, Some(workers[0].backend))), Some(("new", 1)));
     }
@@ -89,9 +89,9 @@ mod tests {
     fn a_full_worker_keeps_its_users_and_gets_no_others() {
         let workers =
             [WorkerRoute { room: 2, ..worker(0, 10, false) }, WorkerRoute { room: 0, ..worker(1, 11, false) }];
-        workers[0].load.open.store(1, Relaxed);
+        workers[0].load.open.begin();
         assert_eq!(picked(pick(&workers, None, None)), Some(("new", 0)), "one more has room");
-        workers[0].load.open.store(2, Relaxed);
+        workers[0].load.open.begin();
         assert_eq!(picked(pick(&workers, None, None)), None);
         assert_eq!(picked(pick(&workers, Some(99), None)), None, "whose worker is gone is new here");
         assert_eq!(picked(pick(&workers, Some(10), None)), Some(("kept", 0)));

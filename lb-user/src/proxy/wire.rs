@@ -1,7 +1,5 @@
 //! Messages on the wire, and tunnels: what passes, what ends here, what is refused.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -119,9 +117,9 @@ async fn an_answer_streams_as_it_is_made() {
         }
     }
     let load = world.proxy.0.route(0).unwrap().workers[0].load.clone();
-    assert_eq!(load.open.load(Relaxed), 1, "a streaming answer is an open request");
+    assert_eq!(load.open.count(), 1, "a streaming answer is an open request");
     drop(client);
-    until("the load to be given back", || load.open.load(Relaxed) == 0).await;
+    until("the load to be given back", || load.open.count() == 0).await;
     let mut rest = Vec::new();
     drop(soon("the worker to be told", worker.read_to_end(&mut rest)).await);
 }
@@ -159,7 +157,7 @@ async fn a_websocket_is_tunnelled_with_its_cookie_on_the_101() {
         assert_eq!(soon("the echo", socket.next()).await.unwrap().unwrap(), message);
     }
     assert_eq!(world.proxy.open_tunnels(), 1);
-    let host = workers.iter().find(|w| w.route.load.open.load(Relaxed) == 1).expect("a tunnel is open load");
+    let host = workers.iter().find(|w| w.route.load.open.count() == 1).expect("a tunnel is open load");
     assert_eq!(world.proxy.open_tunnels_at(host.route.backend), 1);
     let page = world.get(&format!("Cookie: {cookie}\r\n")).await;
     assert_eq!(page.worker(), host.route.number, "the page joins its socket");
@@ -167,7 +165,7 @@ async fn a_websocket_is_tunnelled_with_its_cookie_on_the_101() {
     while soon("the close", socket.next()).await.is_some() {}
     drop(socket);
     until("the tunnel to be forgotten", || world.proxy.open_tunnels() == 0).await;
-    until("the load to be given back", || host.route.load.open.load(Relaxed) == 0).await;
+    until("the load to be given back", || host.route.load.open.count() == 0).await;
     assert_eq!((world.count(Counter::TunnelsOpened), world.count(Counter::TunnelsClosed)), (1, 1));
 }
 
@@ -191,7 +189,7 @@ async fn a_browser_without_cookies_finds_the_worker_of_its_shiny_session() {
     let id = "e5c1a8f0a3b24c5d8e9f0123456789ab";
     let url = format!("ws://{}/websocket/", world.address);
     let (mut socket, _) = client_async(&url, world.connect().await).await.unwrap();
-    let host = workers.iter().find(|w| w.route.load.open.load(Relaxed) == 1).expect("a tunnel is open load");
+    let host = workers.iter().find(|w| w.route.load.open.count() == 1).expect("a tunnel is open load");
     // This worker echoes: so it says what Shiny would.
     socket.send(Message::text(format!("{{\"config\":{{\"sessionId\":\"{id}\"}}}}"))).await.unwrap();
     soon("the echo", socket.next()).await.unwrap().unwrap();
