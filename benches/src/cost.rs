@@ -20,6 +20,8 @@ use anyhow::{Context as _, ensure};
 
 /// How far a step of the loop may be from a whole number of instructions: the machine's own clock ticks meanwhile.
 const CLOCK_TOLERANCE: f64 = 0.02;
+/// How often the same is counted: what the kernel does now and then, of itself, is not in the least of these.
+const ROUNDS: u32 = 4;
 
 /// What was measured so far. The console is the one device whose interrupts come when it pleases the host: nothing is said
 /// before all is done.

@@ -5,7 +5,7 @@
 use crate::addr::Addr;
 
 /// Checked before pinned maps are reused; pins of another version are refused, never reinterpreted.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// Bits of a [`BackendId`] that say which backend; the rest is its generation.
 const INDEX_BITS: u32 = 12;
@@ -309,16 +309,21 @@ pub const FAMILY_V6: u32 = 10;
 pub struct Owner {
     pub backend: BackendId,
     /// 1 once the connection was counted as established; 0 on the listening socket.
-    pub counted: u32,
-    /// Whose connection was counted. Kept here because the kernel has let go of the local port when it reports the
-    /// close.
+    pub counted: u16,
+    /// The listening socket's own port: a connection to another one was steered.
+    pub port: u16,
+    /// The app, and once it was counted whose connection it is. Kept here because the kernel has let go of the local port
+    /// when it reports the close.
     pub client: BindingKey,
 }
 
-/// What the kernel counts per backend generation.
+/// What the kernel counts of a backend, by its index; all zeroes while nobody is counted there.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Live {
+    /// Whose counts these are: connections of another generation are not counted.
+    pub backend: BackendId,
+    pub reserved: u32,
     /// Established kernel-path connections now.
     pub connections: u64,
     /// Established kernel-path connections ever.
@@ -440,7 +445,7 @@ mod tests {
         assert_eq!(size_of::<Binding>(), 16);
         assert_eq!(size_of::<Promotion>(), 8);
         assert_eq!(size_of::<Limits>(), 32);
-        assert_eq!(size_of::<Live>(), 16);
+        assert_eq!(size_of::<Live>(), 8 + 16);
         assert_eq!(size_of::<SocketKey>(), 8);
         assert_eq!(size_of::<Owner>(), 8 + 24);
         assert_eq!(size_of::<Backend>(), 32 + 16);

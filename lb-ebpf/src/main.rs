@@ -186,7 +186,9 @@ fn deliver(ctx: &SkLookupContext) -> Option<u32> {
     }
     // XDP forwards its packets, and asks here whether the HTTP path holds the connection after all. That path takes it where
     // XDP is not attached.
-    if maps::backend(backend).is_some_and(|backend| backend.forward > FORWARD_HTTP) {
+    if service.flags & SERVICE_REMOTE != 0
+        && maps::backend(backend).is_some_and(|backend| backend.forward > FORWARD_HTTP)
+    {
         return None;
     }
     let key = SocketKey { backend, family: lookup.family };

@@ -82,9 +82,13 @@ pub static CLIENT_DUE: LruHashMap<BindingKey, u64, { CLIENT_DUE_MAX as usize }> 
 #[btf_map]
 pub static APP_DUE: Array<u64, { APPS_MAX as usize }> = Array::new();
 
-/// Backend → its connections. User space makes and removes the entries.
+/// App → one of its services: what they say of the app is the same in all.
 #[btf_map]
-pub static LIVE: HashMap<BackendId, Live, { MAX_BACKENDS as usize }> = HashMap::new();
+pub static APPS: Array<Service, { APPS_MAX as usize }> = Array::new();
+
+/// Backend index → the connections of the backend that is counted there. User space makes and clears the entries.
+#[btf_map]
+pub static LIVE: Array<Live, { MAX_BACKENDS as usize }> = Array::new();
 
 /// Who wants to be told of decisions.
 #[btf_map]
@@ -206,6 +210,19 @@ pub fn service(address: Addr, port: u16, protocol: u8) -> Option<&'static Servic
 #[inline(always)]
 pub fn backend(id: BackendId) -> Option<&'static Backend> {
     BACKENDS.get(id.index()).filter(|backend| backend.id == id)
+}
+
+/// What the app's services say of it.
+#[inline(always)]
+pub fn app(id: u32) -> Option<&'static Service> {
+    APPS.get(id)
+}
+
+/// Where the connections of the backend with this very id are counted.
+#[inline(always)]
+pub fn live(id: BackendId) -> Option<*mut Live> {
+    // SAFETY: a map value that exists; its id is one word.
+    LIVE.get_ptr_mut(id.index()).filter(|live| unsafe { (**live).backend } == id)
 }
 
 #[inline(always)]

@@ -12,7 +12,7 @@ use lb_common::abi::{
 use lb_common::addr::Addr;
 use lb_common::affinity;
 
-use crate::maps::{self, BINDINGS, LIVE, OWNERS, PROMOTED};
+use crate::maps::{self, BINDINGS, OWNERS, PROMOTED};
 
 /// A new connection as sk_lookup is asked about it.
 pub struct Lookup {
@@ -116,7 +116,7 @@ fn changed(ctx: &BtfTracePointContext, opened: u32) -> u32 {
     let owner = unsafe { &mut *owner };
     // Otherwise it is the listening socket itself, or a connection that never was established.
     if opened != 0 && owner.counted == 0 {
-        let Some((service, client)) = client(sk) else { return 0 };
+        let Some((service, client)) = client(sk, owner) else { return 0 };
         owner.client = client;
         owner.counted = 1;
         if established(owner) > service.promote_above && service.flags & SERVICE_AUTO != 0 {
@@ -131,7 +131,7 @@ fn changed(ctx: &BtfTracePointContext, opened: u32) -> u32 {
 
 /// Whose connection it is. `None`: one to the worker's own port, such as the HTTP path's, is no client's.
 #[inline(always)]
-fn client(sk: *const SockCommon) -> Option<(&'static Service, BindingKey)> {
+fn client(sk: *const SockCommon, owner: &Owner) -> Option<(&'static Service, BindingKey)> {
     // SAFETY: the verifier knows the socket, and that these fields are in it.
     let (family, port) = unsafe { ((*sk).family, (*sk).num) };
     let (local, remote) = if u32::from(family) == FAMILY_V4 {
@@ -142,7 +142,8 @@ fn client(sk: *const SockCommon) -> Option<(&'static Service, BindingKey)> {
         let pair = unsafe { bpf_probe_read_kernel(&raw const (*sk).v6) }.ok()?;
         (v6(pair.rcv_saddr), v6(pair.daddr))
     };
-    let service = maps::service(local, port, PROTO_TCP)?;
+    // A worker may listen on the port of its app, on another address.
+    let service = if port == owner.port { maps::service(local, port, PROTO_TCP) } else { maps::app(owner.client.app) }?;
     let key = BindingKey { client: affinity::client_of(service, remote), app: service.app, reserved: 0 };
     Some((service, key))
 }
@@ -152,7 +153,7 @@ fn client(sk: *const SockCommon) -> Option<(&'static Service, BindingKey)> {
 fn established(owner: &Owner) -> u32 {
     let backend = owner.backend;
     maps::count(Counter::Established);
-    if let Some(live) = LIVE.get_ptr_mut(backend) {
+    if let Some(live) = maps::live(backend) {
         // SAFETY: a map value that exists.
         unsafe {
             maps::add64(&raw mut (*live).connections, 1);
@@ -193,7 +194,7 @@ fn promote(client: &BindingKey) {
 #[inline(always)]
 fn closed(owner: &Owner) {
     maps::count(Counter::Closed);
-    if let Some(live) = LIVE.get_ptr_mut(owner.backend) {
+    if let Some(live) = maps::live(owner.backend) {
         // SAFETY: a map value that exists.
         unsafe { maps::add64(&raw mut (*live).connections, u64::MAX) };
     }

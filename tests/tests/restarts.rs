@@ -139,8 +139,8 @@ impl Has {
 
 fn live(pin: &Path) -> usize {
     let map = aya::maps::MapData::from_pin(pin).expect("the table is pinned");
-    let map = aya::maps::HashMap::<_, u32, [u64; 2]>::try_from(aya::maps::Map::HashMap(map)).expect("by backend");
-    map.keys().flatten().count()
+    let map = aya::maps::Array::<_, [u64; 3]>::try_from(aya::maps::Map::Array(map)).expect("by backend's index");
+    map.iter().flatten().filter(|live| live[0] != 0).count()
 }
 
 fn rss_kib(homing: &Homing) -> u64 {

@@ -4,11 +4,12 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use socket2::{Domain, Socket, Type};
 
+use super::ROUNDS;
 use super::balancer::Balancer;
 use super::lab::{self, End, FIRST_CLIENT, Lab, ROUTER, SERVICE, router};
 use super::say;
@@ -69,7 +70,7 @@ fn through_homing(interface: &str, name: &str) -> anyhow::Result<Balancer> {
     drop(still);
     let counters = &balancer.status()?["counters"];
     ensure!(
-        counters["lookup_ring"].as_u64() >= Some(u64::from(2 * CLIENTS)) && counters["http_requests"] == 0,
+        counters["lookup_ring"].as_u64() >= Some(u64::from((1 + ROUNDS) * CLIENTS)) && counters["http_requests"] == 0,
         "{name}: not all were the kernel path's: {counters:#}"
     );
     Ok(balancer)
@@ -116,12 +117,16 @@ fn listens(port: u16) -> anyhow::Result<()> {
     })
 }
 
-/// Each client once, so that everybody knows them, and then once more.
+/// Each client once, so that everybody knows them, and then once more in each of [`ROUNDS`]: the least of these.
 fn measured(name: &str, port: u16) -> anyhow::Result<()> {
     connect_all(port).with_context(|| name.to_owned())?;
-    let start = Instant::now();
-    connect_all(port)?;
-    say(name, start.elapsed().as_nanos() as f64 / f64::from(CLIENTS));
+    let mut least = Duration::MAX;
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        connect_all(port)?;
+        least = least.min(start.elapsed());
+    }
+    say(name, least.as_nanos() as f64 / f64::from(CLIENTS));
     Ok(())
 }
 

@@ -112,6 +112,7 @@ impl Runner {
     /// Enlists what a look has found. A worker that has been retired meanwhile stays so.
     pub(super) fn found_listeners(&mut self, backend: BackendId, listeners: &[Listener<OwnedFd>]) {
         let takes_clients = self.state.worker(backend).is_some_and(|(_, worker)| worker.takes_bound_clients());
+        let Some(app) = self.app_of(backend) else { return };
         let Some(running) = self.running.get_mut(&backend).filter(|_| takes_clients) else { return };
         let before = running.families;
         running.listens(listeners);
@@ -119,7 +120,13 @@ impl Runner {
             tracing::info!(pid = running.pid(), "a worker opened its listening socket anew; the kernel path has it");
             running.look.anew(Instant::now());
         }
-        self.table("enlist a worker", |datapath| datapath.enlist(backend, listeners));
+        self.table("enlist a worker", |datapath| datapath.enlist(backend, app, listeners));
+    }
+
+    /// The number by which the kernel's tables know the worker's app.
+    pub(super) fn app_of(&self, backend: BackendId) -> Option<u32> {
+        let (app, _) = self.state.worker(backend)?;
+        Some(self.fixed[app].service.app)
     }
 }
 

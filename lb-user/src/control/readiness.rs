@@ -127,7 +127,12 @@ pub(super) fn find(process: &Process, port: u16) -> Option<Vec<Listener<OwnedFd>
         Ok(found) => Some(
             found
                 .into_iter()
-                .map(|found| Listener { v4: found.takes_ipv4(), v6: found.takes_ipv6(), socket: found.fd })
+                .map(|found| Listener {
+                    port: found.address.port(),
+                    v4: found.takes_ipv4(),
+                    v6: found.takes_ipv6(),
+                    socket: found.fd,
+                })
                 .collect(),
         ),
         Err(error) => {

@@ -398,6 +398,7 @@ impl Runner {
                 self.table("enlist a backend", |datapath| datapath.enlist_remote(entry));
             }
             Effect::Enlist { backend } => {
+                let app = self.app_of(backend)?;
                 let running = self.running.get_mut(&backend)?;
                 if running.listeners.is_empty() && self.launcher.finds_listeners() {
                     running.find_listeners();
@@ -405,7 +406,7 @@ impl Runner {
                 // Dropped here: a duplicate that stayed open would outlive the worker.
                 let listeners = std::mem::take(&mut running.listeners);
                 running.listens(&listeners);
-                self.table("enlist a worker", |datapath| datapath.enlist(backend, &listeners));
+                self.table("enlist a worker", |datapath| datapath.enlist(backend, app, &listeners));
             }
             Effect::Retire { backend } => self.table("retire a worker", |datapath| datapath.retire(backend)),
             Effect::PublishRing { app } => {

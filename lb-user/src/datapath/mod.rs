@@ -27,7 +27,8 @@ use aya::maps::{
     Array, ArrayOfMaps, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash,
 };
 use lb_common::abi::{
-    Backend, BackendId, Counter, FAMILY_V4, FAMILY_V6, Limits, Live, Owner, Ports, Service, ServiceKey, Slot, SocketKey,
+    Backend, BackendId, BindingKey, Counter, FAMILY_V4, FAMILY_V6, Limits, Live, Owner, Ports, Service, ServiceKey,
+    Slot, SocketKey,
 };
 
 pub use attach::{Attached, Mode};
@@ -50,11 +51,12 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("HOMING_EBPF_OBJECT"
 /// The pinned maps. OWNERS too: connections accepted before a restart carry its values.
 /// Only what XDP alone uses and a new program may begin anew (ways, fragments under reassembly, budgets) is left out: the
 /// other programs stay as they are where they are the same, with the maps that they have.
-const MAPS: [&str; 17] = [
+const MAPS: [&str; 18] = [
     "PORTS",
     "ACCESS",
     "META",
     "SERVICES",
+    "APPS",
     "RINGS",
     "BACKENDS",
     "SOCKETS",
@@ -111,6 +113,7 @@ impl<T, E: Into<MapError>> InMap<T> for Result<T, E> {
 /// One listening socket of a worker, and the families it takes.
 pub struct Listener<Fd> {
     pub socket: Fd,
+    pub port: u16,
     pub v4: bool,
     pub v6: bool,
 }
@@ -124,11 +127,12 @@ pub struct Datapath {
     /// Keeps the XDP program, for interfaces to come.
     ebpf: Ebpf,
     services: HashMap<MapData, Wire<ServiceKey>, Wire<Service>>,
+    apps: Array<MapData, Wire<Service>>,
     rings: Rings,
     backends: Array<MapData, Wire<Backend>>,
     sockets: SockHash<MapData, Wire<SocketKey>>,
     owners: SkStorage<MapData, Wire<Owner>>,
-    live: HashMap<MapData, Wire<BackendId>, Wire<Live>>,
+    live: Array<MapData, Wire<Live>>,
     counters: PerCpuArray<MapData, u64>,
     ports: Array<MapData, Ports>,
     access: LpmTrie<MapData, [u32; 5], u32>,
@@ -174,12 +178,13 @@ impl Datapath {
             pin_dir: pin_dir.to_owned(),
             attached,
             services,
+            apps: typed(&mut ebpf, "APPS")?,
             found: apps.into_iter().filter_map(|app| Some((app, ring(&rings, app)?))).collect(),
             rings,
             backends: typed(&mut ebpf, "BACKENDS")?,
             sockets: typed(&mut ebpf, "SOCKETS")?,
             owners: typed(&mut ebpf, "OWNERS")?,
-            live: hash_map(&mut ebpf, "LIVE")?,
+            live: typed(&mut ebpf, "LIVE")?,
             counters: typed(&mut ebpf, "COUNTERS")?,
             ports: typed(&mut ebpf, "PORTS")?,
             access: typed(&mut ebpf, "ACCESS")?,
@@ -235,6 +240,7 @@ impl Datapath {
     /// Makes the services exactly these: others are removed after all of these are in.
     pub fn publish_services(&mut self, services: &[(ServiceKey, Service)]) -> Result<(), TableError> {
         for (key, service) in services {
+            self.apps.set(service.app, Wire(*service), 0).in_map("APPS")?;
             self.services.insert(Wire(*key), Wire(*service), 0).in_map("SERVICES")?;
         }
         self.ports.set(0, *ports(services), 0).in_map("PORTS")?;
@@ -272,15 +278,23 @@ impl Datapath {
         self.found = BTreeMap::new();
     }
 
-    /// Makes a backend live: its sockets take connections from the next lookup on. The caller drops the sockets
-    /// afterwards, or they would outlive the worker.
-    pub fn enlist<Fd: AsFd>(&mut self, backend: BackendId, listeners: &[Listener<Fd>]) -> Result<(), TableError> {
-        if self.live.get(&Wire(backend), 0).is_err() {
-            self.live.insert(Wire(backend), Wire(Live::default()), 0).in_map("LIVE")?;
+    /// Makes a backend of this app live: its sockets take connections from the next lookup on. The caller drops the
+    /// sockets afterwards, or they would outlive the worker.
+    pub fn enlist<Fd: AsFd>(
+        &mut self,
+        backend: BackendId,
+        app: u32,
+        listeners: &[Listener<Fd>],
+    ) -> Result<(), TableError> {
+        if self.live(backend).backend != backend {
+            let none = Live { backend, ..Live::default() };
+            self.live.set(backend.index(), Wire(none), 0).in_map("LIVE")?;
         }
         for listener in listeners {
             let socket = std::os::fd::AsRawFd::as_raw_fd(&listener.socket.as_fd());
-            self.owners.insert(&socket, Wire(Owner { backend, ..Owner::default() }), 0).in_map("OWNERS")?;
+            let client = BindingKey { app, ..BindingKey::default() };
+            let owner = Owner { backend, counted: 0, port: listener.port, client };
+            self.owners.insert(&socket, Wire(owner), 0).in_map("OWNERS")?;
             for (takes, family) in [(listener.v4, FAMILY_V4), (listener.v6, FAMILY_V6)] {
                 if takes {
                     self.sockets.insert(Wire(SocketKey { backend, family }), socket, 0).in_map("SOCKETS")?;
@@ -313,7 +327,9 @@ impl Datapath {
     /// Nothing of the backend is counted any more: its process is gone. Until then it may be enlisted again, and what was
     /// open or under way meanwhile must have been counted.
     pub fn forget(&mut self, backend: BackendId) {
-        let _ = self.live.remove(&Wire(backend));
+        if self.live(backend).backend == backend {
+            let _ = self.live.set(backend.index(), Wire(Live::default()), 0);
+        }
     }
 
     /// Retires every backend that is not among `keep`: what an earlier run left behind.
@@ -327,14 +343,15 @@ impl Datapath {
 
     /// Backends that the tables name, some of them twice.
     pub fn backends(&self) -> Vec<BackendId> {
-        let counted = self.live.keys().filter_map(|key| Some(key.ok()?.0));
+        let counted = self.live.iter().filter_map(|live| Some(live.ok()?.0.backend));
         let listed = self.backends.iter().filter_map(|backend| Some(backend.ok()?.0.id));
         counted.chain(listed).filter(|backend| !backend.is_none()).collect()
     }
 
     /// Established kernel-path connections of a backend.
     pub fn live(&self, backend: BackendId) -> Live {
-        self.live.get(&Wire(backend), 0).map_or_else(|_| Live::default(), |live| live.0)
+        let live = self.live.get(&backend.index(), 0).map_or_else(|_| Live::default(), |live| live.0);
+        if live.backend == backend { live } else { Live::default() }
     }
 
     /// The families of which workers have a socket: a socket that is closed leaves by itself.

@@ -35,11 +35,12 @@ impl Sizes {
             hash(PROMOTED_MAX, size_of::<BindingKey>(), size_of::<Promotion>()),
             hash(FRAGMENTS_MAX, size_of::<FragmentKey>(), size_of::<BackendId>()),
             hash(SERVICES_MAX, size_of::<ServiceKey>(), size_of::<Service>()),
-            hash(MAX_BACKENDS, size_of::<BackendId>(), size_of::<Live>()),
             hash(2 * MAX_BACKENDS, size_of::<SocketKey>(), 0) / 5,
         ];
         let arrays = [
             (MAX_BACKENDS, size_of::<Backend>()),
+            (MAX_BACKENDS, size_of::<Live>()),
+            (APPS_MAX, size_of::<Service>()),
             (MAX_BACKENDS, cpus * size_of::<Route>()),
             (APPS_MAX, size_of::<Limits>()),
             (APPS_MAX, 2 * size_of::<u64>()),
