@@ -205,14 +205,17 @@ fn table_full_the_longest_idle_bindings_are_forgotten_and_counted_anew_and_open_
     (0..=LAST).for_each(visit);
     let is_bound = |number: u16| !site.homing.trace("demo", &stranger_v4(number).to_string())["binding"].is_null();
     assert!((LAST - 16..=LAST).all(is_bound), "the latest are kept");
-    assert!(!(0..16).any(is_bound), "the longest idle are forgotten");
+    // But for those whom a processor wrote down that has written nothing since: they are on a list of its own (Linux:
+    // kernel/bpf/bpf_lru_list.c).
+    let forgotten: Vec<u16> = (0..LAST - ROOM).step_by(64).filter(|&number| !is_bound(number)).collect();
+    assert!(forgotten.len() >= 24, "of 32 of the longest idle only these are forgotten: {forgotten:?}");
     let status = site
         .homing
         .wait_until("nothing but the sessions is open", |status| status["apps"][0]["connections"] == open.len());
     assert!(status["apps"][0]["clients"].as_u64() <= Some(ROOM.into()), "{status:#}");
     let bound = |status: &Value| status["counters"]["binding_new"].as_u64().expect("a counter");
     // One that is bound, and one that was forgotten.
-    [LAST, 0].into_iter().for_each(visit);
+    [LAST, forgotten[0]].into_iter().for_each(visit);
     site.homing.wait_until("the forgotten one counts as new, and it alone", |now| bound(now) == bound(&status) + 1);
     open.iter_mut().for_each(assert_kept);
 }

@@ -56,13 +56,9 @@ pub fn build_tools() -> anyhow::Result<()> {
             }
             apt(&[&format!("llvm-{LLVM}-dev"), "zlib1g-dev", "libzstd-dev"])
         })?;
-        step("bpf-linker, which links Rust into a BPF object (about a minute)", || {
-            let version = BPF_LINKER;
+        step("bpf-linker, which links Rust into a BPF object (half a minute)", || {
             let features = format!("llvm-{LLVM}");
-            let arguments =
-                ["install", "bpf-linker", "--locked", "--version", version, "--no-default-features", "--features"];
-            let tools = root().join(ebpf_toolchain::TOOLS_DIR);
-            run(at_root("cargo", arguments).arg(features).arg("--root").arg(tools).env("LLVM_PREFIX", &llvm))
+            run(tool("bpf-linker", BPF_LINKER).args(["--features", &features]).env("LLVM_PREFIX", &llvm))
         })?;
     }
     ebpf_toolchain::discover(root()).map(drop).map_err(|missing| anyhow::anyhow!("{missing}"))
@@ -88,12 +84,20 @@ pub fn deny() -> anyhow::Result<PathBuf> {
     let tools = root().join(ebpf_toolchain::TOOLS_DIR);
     let deny = tools.join("bin/cargo-deny");
     if !deny.is_file() {
-        step("cargo-deny, which judges licences and sources of dependencies (two minutes)", || {
-            let arguments = ["install", "cargo-deny", "--locked", "--version", CARGO_DENY, "--no-default-features"];
-            run(at_root("cargo", arguments).arg("--root").arg(&tools))
+        step("cargo-deny, which judges licences and sources of dependencies (a minute)", || {
+            run(&mut tool("cargo-deny", CARGO_DENY))
         })?;
     }
     Ok(deny)
+}
+
+/// Builds a tool into the project's own folder. Not optimised, and without anything for debuggers: it runs for seconds, and would be
+/// built for minutes.
+fn tool(name: &str, version: &str) -> Command {
+    let arguments = ["install", name, "--locked", "--debug", "--version", version, "--no-default-features", "--root"];
+    let mut install = at_root("cargo", arguments);
+    install.arg(root().join(ebpf_toolchain::TOOLS_DIR)).env("CARGO_PROFILE_DEV_DEBUG", "0");
+    install
 }
 
 /// Namespaces, packet devices, a browser.

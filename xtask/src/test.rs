@@ -23,7 +23,8 @@ pub struct Options {
     /// Real apps and a browser. Needs root.
     #[arg(long)]
     apps: bool,
-    /// A few tests under the oldest and the newest kernel, in virtual machines; `cargo xtask vm --all` has all of them.
+    /// A few tests under the oldest and the newest kernel, in virtual machines (`cargo xtask vm --all` has all of them), and
+    /// the instructions that packets and connections take.
     #[arg(long)]
     vm: bool,
     /// Only tests whose name contains this.
@@ -80,6 +81,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "metrics",
                 "systemd",
                 "top",
+                "chaos",
             ],
         ),
         ("apps", options.apps, &["apps", "encrypted", "uploads", "uvicorn", "examples", "dashboard"]),
@@ -168,6 +170,8 @@ fn tier(name: &'static str, arguments: &[&str], options: &Options) -> anyhow::Re
     command.args(["--no-fail-fast", "--"]).args(&options.filter);
     command.env("HOMING_BIN", homing).env("HOMING_VENVS", setup::venvs());
     command.env("HOMING_PROMTOOL", setup::promtool_path());
+    // The same faults in the same order, so that what fails does so again; `cargo xtask chaos` draws its own.
+    command.env("HOMING_CHAOS_SEED", "1");
     let mut child = command.stdout(Stdio::piped()).spawn().context("cargo cannot be run")?;
     let output = BufReader::new(child.stdout.take().context("stdout is piped")?);
     let mut tier = Tier { name, passed: 0, failed: 0, skipped: 0, reason: None, took: Duration::ZERO };

@@ -16,6 +16,8 @@ use anyhow::bail;
 use crate::run::{build_homing, target_dir};
 use crate::setup;
 
+use cost::Counted;
+
 use choice::{GUEST_LIMIT_MIN, TEST_LIMIT, TIER_GUEST_LIMIT, TIER_KERNELS, TIER_TESTS};
 use guest::{Console, Machine};
 use image::{Base, PROGRAMS, Suite};
@@ -70,7 +72,10 @@ struct Wanted<'a> {
 
 pub fn vm(options: &Options) -> anyhow::Result<()> {
     if options.cost {
-        return cost::cost(options.update, options.record);
+        if let Counted::NotComparable(why) = cost::cost(&cost::prepare(options.update)?, options.record)? {
+            println!("SKIPPED {why}");
+        }
+        return Ok(());
     }
     let is_known = |name: &&String| SERIES.iter().any(|series| series.name == name.as_str());
     if let Some(unknown) = options.kernel.iter().find(|name| !is_known(name)) {
@@ -103,9 +108,29 @@ pub fn vm(options: &Options) -> anyhow::Result<()> {
 pub fn tier(filter: &str) -> anyhow::Result<Vec<Outcome>> {
     let series: Vec<&Series> = SERIES.iter().filter(|series| TIER_KERNELS.contains(&series.name)).collect();
     let test = |test: &str| TIER_TESTS.contains(&test) && test.contains(filter);
-    let outcomes = run(&series, false, &Wanted { test: &test, is_named: false, limit: TIER_GUEST_LIMIT })?;
+    let mut outcomes = run(&series, false, &Wanted { test: &test, is_named: false, limit: TIER_GUEST_LIMIT })?;
+    if "costs".contains(filter) {
+        outcomes.push(tier_costs());
+    }
     report(&outcomes);
     Ok(outcomes)
+}
+
+/// The costs, as one more test of the tier: what it takes is a regression that fails on any machine.
+fn tier_costs() -> Outcome {
+    let start = Instant::now();
+    let mut outcome = Outcome { kernel: "costs".to_owned(), ..Outcome::default() };
+    match cost::prepare(false) {
+        Err(error) => outcome.skipped.push(format!("what costs are counted with cannot be had: {error:#}")),
+        // What became slower is slower the second time, too; what lay just beside another build is not.
+        Ok(kernel) => match cost::cost(&kernel, false).or_else(|_| cost::cost(&kernel, false)) {
+            Ok(Counted::Same) => outcome.passed += 1,
+            Ok(Counted::NotComparable(why)) => outcome.skipped.push(why),
+            Err(error) => outcome.failed.push(format!("{error:#}")),
+        },
+    }
+    outcome.took = start.elapsed();
+    outcome
 }
 
 /// These tests under these kernels. A kernel that cannot be had is a skip.
