@@ -33,7 +33,7 @@ enum Under {
 }
 
 /// Suites that say something about a kernel, quick ones first.
-const SUITES: [(&str, Under); 14] = [
+const SUITES: [(&str, Under); 15] = [
     ("kernel", Under::All),
     ("remote", Under::All),
     ("loaders", Under::All),
@@ -43,6 +43,7 @@ const SUITES: [(&str, Under); 14] = [
     ("devices", Under::Ends),
     ("affinity", Under::Ends),
     ("protection", Under::Ends),
+    ("clock", Under::Ends),
     ("promotion", Under::Oldest),
     ("backends", Under::Oldest),
     ("successors", Under::Oldest),

@@ -17,7 +17,7 @@ const MEMORY_MIB: &str = "2048";
 
 /// A panic ends the guest. What the kernel does not know becomes process 1's environment.
 const COMMAND_LINE: &str =
-    "console=ttyS0 quiet loglevel=4 panic=-1 PATH=/bin:/sbin HOMING_BIN=/bin/homing RUST_BACKTRACE=0";
+    "console=ttyS0 quiet loglevel=4 panic=-1 PATH=/bin:/sbin HOMING_BIN=/bin/homing HOMING_GUEST=1 RUST_BACKTRACE=0";
 
 /// What kind of machine is made up.
 pub enum Machine {
