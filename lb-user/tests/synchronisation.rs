@@ -2,34 +2,76 @@
 //! of the program, on [shuttle](https://docs.rs/shuttle)'s locks and atomics in place of the standard library's. It tries orders by
 //! chance, the same in each run, and says of one that fails how to repeat it.
 //!
+//! Nothing here has a deadline: whoever is not called waits for ever, which the scheduler calls a deadlock.
+//!
 //! What it cannot see: it runs one thread at a time, so that memory is in one order for all; that is reasoned where it matters
-//! (`routing::open`). Tokio's `Notify` is taken as it is documented.
+//! (`routing::open`). What tokio has (`Notify`, `watch`) is taken as it is documented.
 
 mod sync {
-    pub use shuttle::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+    pub use shuttle::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
     pub use shuttle::sync::{Arc, Mutex, MutexGuard};
     pub use std::sync::PoisonError;
+
+    /// Tokio's, before whose use threads may be changed, too.
+    #[derive(Default)]
+    pub struct Notify {
+        inner: tokio::sync::Notify,
+        touched: AtomicBool,
+    }
+
+    impl Notify {
+        pub fn new() -> Self {
+            Self::default()
+        }
+
+        pub fn notify_one(&self) {
+            self.touched.load(Ordering::SeqCst);
+            self.inner.notify_one();
+        }
+
+        pub async fn notified(&self) {
+            self.touched.load(Ordering::SeqCst);
+            self.inner.notified().await;
+        }
+    }
 }
 
 mod limits {
     pub const HELD_MAX: usize = 100;
 }
 
+/// As much of a worker's as is waited for.
+mod routing {
+    #[derive(Default)]
+    pub struct Load {
+        pub open: super::open::Open,
+    }
+}
+
+#[path = "../src/control/chore.rs"]
+mod chore;
 #[path = "../src/routing/open.rs"]
 mod open;
 #[path = "../src/proxy/queue.rs"]
 mod queue;
+#[path = "../src/proxy/vacancies.rs"]
+mod vacancies;
 
-use futures_util::future::select;
-use open::Open;
+use std::ops::Range;
+use std::pin::pin;
+
+use chore::Chore;
+use futures_util::future::{Either, select};
 use queue::Queues;
-use shuttle::scheduler::PctScheduler;
-use shuttle::{Config, Runner, thread};
-use sync::Arc;
+use routing::Load;
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
+use shuttle::{Config, Runner, future, thread};
+use sync::{Arc, AtomicU32, Mutex, Notify, Ordering};
+use tokio::sync::watch;
 
 const APP: u32 = 7;
 /// Orders that are tried of each test.
-const ORDERS: usize = 20_000;
+const ORDERS: usize = 10_000;
 /// Where an order is not by chance alone: how often it changes threads against the order of their turns.
 const CHANGES: usize = 4;
 
@@ -37,70 +79,170 @@ const CHANGES: usize = 4;
 /// Randomized Scheduler with Probabilistic Guarantees of Finding Bugs, ASPLOS 2010).
 fn in_many_orders(test: impl Fn() + Clone + Send + Sync + 'static) {
     const SEED: u64 = 1;
-    let by_chance = shuttle::scheduler::RandomScheduler::new_from_seed(SEED, ORDERS / 2);
-    Runner::new(by_chance, Config::new()).run(test.clone());
-    let by_turns = PctScheduler::new_from_seed(SEED, CHANGES, ORDERS / 2);
-    Runner::new(by_turns, Config::new()).run(test);
+    Runner::new(RandomScheduler::new_from_seed(SEED, ORDERS / 2), Config::new()).run(test.clone());
+    Runner::new(PctScheduler::new_from_seed(SEED, CHANGES, ORDERS / 2), Config::new()).run(test);
 }
 
-/// A worker and those who wait for it.
-#[derive(Default)]
+/// An app's workers, each with room for one, and those who wait for them.
 struct House {
     queues: Queues,
-    open: Open,
+    workers: Vec<Arc<Load>>,
+    /// Held from looking for room to taking it, as by `proxy::place`.
+    assigning: Mutex<()>,
+    /// Whether the workers take anybody; the place of a snapshot.
+    takes: watch::Sender<bool>,
 }
 
 impl House {
-    /// As `proxy::admit` waits, for a worker that takes one at a time; without a deadline, so that whoever is not called
-    /// waits for ever, which the scheduler calls a deadlock.
-    async fn admit(&self, takes: &sync::AtomicBool) {
+    /// All of whose workers are full.
+    fn full(workers: usize) -> Arc<Self> {
+        let workers: Vec<_> = (0..workers).map(|_| Arc::<Load>::default()).collect();
+        workers.iter().for_each(|worker| worker.open.begin());
+        Arc::new(Self {
+            queues: Queues::default(),
+            workers,
+            assigning: Mutex::default(),
+            takes: watch::Sender::new(true),
+        })
+    }
+
+    /// As `proxy::admit` waits, for one of these workers. Which it was.
+    async fn admit(&self, wanted: Range<usize>) -> Arc<Load> {
         let turn = self.queues.join(APP, 10).expect("there is room in the queue");
+        let mut changes = self.takes.subscribe();
         loop {
-            let watches = turn.is_first();
-            if watches {
-                self.open.watch();
-            }
-            // The last place is taken by one, as by `Inner::place`.
-            let is_placed = self.open.count() == 0 && !takes.swap(true, sync::Ordering::SeqCst);
-            if is_placed {
-                self.open.begin();
-                takes.store(false, sync::Ordering::SeqCst);
-            } else {
-                turn.pass_on();
-                let called = turn.called();
-                if watches {
-                    select(std::pin::pin!(called), std::pin::pin!(self.open.fewer())).await;
-                } else {
-                    called.await;
-                }
-            }
-            if watches {
-                self.open.unwatch();
-            }
-            if is_placed {
-                return;
+            let takes = *changes.borrow_and_update();
+            match turn.look(self.workers.iter(), || self.place(takes, wanted.clone())) {
+                Ok(worker) => return worker,
+                Err(look) => look.again(changes.changed()).await.expect("the house stands"),
             }
         }
+    }
+
+    fn place(&self, takes: bool, wanted: Range<usize>) -> Option<Arc<Load>> {
+        let _one_at_a_time = self.assigning.lock().expect("nobody panics");
+        let free = self.workers[wanted].iter().find(|worker| takes && worker.open.count() == 0)?;
+        free.open.begin();
+        Some(Arc::clone(free))
+    }
+
+    /// Somebody comes for one of these workers, and goes when it has been served.
+    fn visited_for(self: &Arc<Self>, wanted: Range<usize>) -> thread::JoinHandle<()> {
+        let house = Arc::clone(self);
+        thread::spawn(move || future::block_on(house.admit(wanted)).open.end())
+    }
+
+    /// So many come, for any worker.
+    fn visited_by(self: &Arc<Self>, visitors: usize) -> Vec<thread::JoinHandle<()>> {
+        (0..visitors).map(|_| self.visited_for(0..self.workers.len())).collect()
+    }
+
+    fn assert_is_left_by(&self, visitors: Vec<thread::JoinHandle<()>>) {
+        visitors.into_iter().for_each(|visitor| visitor.join().expect("it was admitted"));
+        assert!(self.workers.iter().all(|worker| worker.open.count() == 0));
+        assert_eq!(self.queues.of(APP), 0);
     }
 }
 
 #[test]
 fn whoever_waits_for_room_gets_it_when_those_before_are_done() {
     in_many_orders(|| {
-        let house = Arc::new(House::default());
-        let takes = Arc::new(sync::AtomicBool::new(false));
-        house.open.begin();
-        let waiting: Vec<_> = (0..3)
-            .map(|_| {
-                let (house, takes) = (Arc::clone(&house), Arc::clone(&takes));
-                thread::spawn(move || {
-                    shuttle::future::block_on(house.admit(&takes));
-                    house.open.end();
-                })
-            })
-            .collect();
-        house.open.end();
-        waiting.into_iter().for_each(|waits| waits.join().expect("it was admitted"));
-        assert_eq!((house.open.count(), house.queues.of(APP)), (0, 0));
+        let house = House::full(1);
+        let visitors = house.visited_by(3);
+        house.workers[0].open.end();
+        house.assert_is_left_by(visitors);
+    });
+}
+
+#[test]
+fn room_at_any_worker_is_seen() {
+    in_many_orders(|| {
+        let house = House::full(2);
+        let visitors = house.visited_by(3);
+        // The first stays full.
+        house.workers[1].open.end();
+        visitors.into_iter().for_each(|visitor| visitor.join().expect("it was admitted"));
+        assert_eq!((house.workers[0].open.count(), house.workers[1].open.count()), (1, 0));
+    });
+}
+
+#[test]
+fn who_cannot_be_placed_keeps_nobody_behind_from_it() {
+    in_many_orders(|| {
+        let house = House::full(2);
+        let [one, other] = [0..1, 1..2].map(|wanted| house.visited_for(wanted));
+        house.workers[1].open.end();
+        other.join().expect("it was admitted");
+        house.workers[0].open.end();
+        house.assert_is_left_by(vec![one]);
+    });
+}
+
+#[test]
+fn who_gives_up_keeps_nobody_from_room() {
+    in_many_orders(|| {
+        let house = House::full(1);
+        let deadline = Arc::new(Notify::new());
+        let impatient = thread::spawn({
+            let (house, deadline) = (Arc::clone(&house), Arc::clone(&deadline));
+            move || {
+                let admitted = future::block_on(async {
+                    match select(pin!(house.admit(0..1)), pin!(deadline.notified())).await {
+                        Either::Left((worker, _)) => Some(worker),
+                        Either::Right(_) => None,
+                    }
+                });
+                if let Some(worker) = admitted {
+                    worker.open.end();
+                }
+            }
+        });
+        let mut visitors = house.visited_by(2);
+        visitors.push(impatient);
+        visitors.push(thread::spawn(move || deadline.notify_one()));
+        house.workers[0].open.end();
+        house.assert_is_left_by(visitors);
+    });
+}
+
+#[test]
+fn a_change_is_seen_by_all_who_wait() {
+    in_many_orders(|| {
+        let house = House::full(1);
+        house.takes.send_replace(false);
+        let visitors = house.visited_by(3);
+        house.workers[0].open.end();
+        house.takes.send_replace(true);
+        house.assert_is_left_by(visitors);
+    });
+}
+
+#[test]
+fn the_last_save_reaches_the_disk() {
+    in_many_orders(|| {
+        let (chore, disk) = (Arc::<Chore>::default(), Arc::<AtomicU32>::default());
+        let (file, at_work) = (Arc::<AtomicU32>::default(), Arc::<AtomicU32>::default());
+        let mut workers = Vec::new();
+        for save in 1..=3 {
+            file.store(save, Ordering::SeqCst);
+            if !chore.falls_to_who_asks() {
+                continue;
+            }
+            let (chore, disk) = (Arc::clone(&chore), Arc::clone(&disk));
+            let (file, at_work) = (Arc::clone(&file), Arc::clone(&at_work));
+            workers.push(thread::spawn(move || {
+                chore.work(|| {
+                    assert_eq!(at_work.fetch_add(1, Ordering::SeqCst), 0, "two are at the files");
+                    disk.store(file.load(Ordering::SeqCst), Ordering::SeqCst);
+                    at_work.fetch_sub(1, Ordering::SeqCst);
+                });
+            }));
+        }
+        if chore.is_done() {
+            assert_eq!(disk.load(Ordering::SeqCst), 3, "done, but for the last");
+        }
+        workers.into_iter().for_each(|worker| worker.join().expect("it worked"));
+        assert!(chore.is_done());
+        assert_eq!(disk.load(Ordering::SeqCst), 3);
     });
 }

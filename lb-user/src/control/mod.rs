@@ -6,6 +6,7 @@
 mod backends;
 mod certificates;
 mod change;
+mod chore;
 mod confinement;
 pub mod doors;
 mod fixed;

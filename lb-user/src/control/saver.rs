@@ -8,10 +8,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::chore::Chore;
 use super::persist::{Refusal, Saved};
 use crate::trouble::Trouble;
 
@@ -33,13 +33,6 @@ const FILE_BYTES_MAX: u64 = 64 << 20;
 const MODE: u32 = 0o600;
 /// Between looks whether the last save is on the disk, at the end.
 const FINISH_LOOK: Duration = Duration::from_millis(5);
-
-/// Nobody is at work on the files.
-const IDLE: u8 = 0;
-/// The task is, on all that was saved.
-const BUSY: u8 = 1;
-/// … and there is more since it began.
-const BEHIND: u8 = 2;
 
 /// What the last run left.
 #[derive(Debug, PartialEq)]
@@ -67,8 +60,8 @@ impl Found {
 /// Keeps the state file of one directory.
 pub(super) struct Saver {
     dir: PathBuf,
-    /// A task takes saves to the disk, one after the other: whether it is at work.
-    syncing: Arc<AtomicU8>,
+    /// A task takes saves to the disk, one after the other.
+    syncing: Arc<Chore>,
     /// Why the last save failed, which is to be tried again.
     unsaved: Option<String>,
     trouble: Arc<Mutex<Trouble>>,
@@ -102,31 +95,25 @@ impl Saver {
     }
 
     fn sync(&self) {
-        if self.syncing.swap(BEHIND, Ordering::SeqCst) != IDLE {
+        if !self.syncing.falls_to_who_asks() {
             return;
         }
         let (dir, syncing, trouble) = (self.dir.clone(), Arc::clone(&self.syncing), Arc::clone(&self.trouble));
         tokio::task::spawn_blocking(move || {
-            loop {
-                syncing.store(BUSY, Ordering::SeqCst);
-                match to_disk(&dir) {
-                    Ok(()) => {
-                        if trouble.lock().unwrap_or_else(PoisonError::into_inner).is_over() {
-                            tracing::info!("the state is saved again");
-                        }
+            syncing.work(|| match to_disk(&dir) {
+                Ok(()) => {
+                    if trouble.lock().unwrap_or_else(PoisonError::into_inner).is_over() {
+                        tracing::info!("the state is saved again");
                     }
-                    Err(error) => say(&trouble, &dir, &error),
                 }
-                if syncing.compare_exchange(BUSY, IDLE, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
-                    break;
-                }
-            }
+                Err(error) => say(&trouble, &dir, &error),
+            });
         });
     }
 
     /// Waits until no save is under way: the files may be another's then.
     pub(super) async fn settle(&self) {
-        while self.syncing.load(Ordering::SeqCst) != IDLE {
+        while !self.syncing.is_done() {
             tokio::time::sleep(FINISH_LOOK).await;
         }
     }

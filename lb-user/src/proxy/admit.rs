@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::select_all;
 use http::header::HeaderMap;
 use lb_common::abi::BackendId;
 use tokio::time::{Instant, timeout_at};
@@ -13,7 +12,7 @@ use super::answer::Refusal;
 use super::counters::Counter;
 use super::limits::REFUSED_PAUSE;
 use super::place::{Place, Visitor};
-use crate::routing::{AppRoute, Held, Load, Notice, WorkerRoute};
+use crate::routing::{AppRoute, Held, Notice, WorkerRoute};
 
 /// How long one request has waited, over all its attempts.
 #[derive(Default)]
@@ -88,12 +87,11 @@ impl Inner {
             // Looked at and marked as seen in one step, so that no change is slept through.
             let route = changes.borrow_and_update().apps.get(&visitor.app).map(Arc::clone);
             let Some(route) = route else { return Err(Refusal::NoWorker { hold: Duration::ZERO }) };
-            // Before room is looked for, so that none is given up unseen.
-            let vacancies = turn.is_first().then(|| Vacancies::watch(&route));
-            if let Some(place) = self.place(&route, visitor, cookies, shunned) {
-                return Ok(place);
-            }
-            turn.pass_on();
+            let loads = route.workers.iter().map(|worker| &worker.load);
+            let look = match turn.look(loads, || self.place(&route, visitor, cookies, shunned)) {
+                Ok(place) => return Ok(place),
+                Err(look) => look,
+            };
             self.check_failed(&route)?;
             self.notify(Notice::Demand { app: visitor.app });
             let (deadline, counter, refusal) = if is_full(&route) {
@@ -102,19 +100,7 @@ impl Inner {
                 (ready, Counter::RefusedNoWorker, Refusal::NoWorker { hold: route.hold })
             };
             drop(route);
-            let change = async {
-                // Only the first one looks out; it calls the others.
-                let Some(vacancies) = &vacancies else {
-                    turn.called().await;
-                    return Ok(());
-                };
-                tokio::select! {
-                    () = turn.called() => Ok(()),
-                    () = vacancies.one() => Ok(()),
-                    changed = changes.changed() => changed,
-                }
-            };
-            if !matches!(timeout_at(deadline, change).await, Ok(Ok(()))) {
+            if !matches!(timeout_at(deadline, look.again(changes.changed())).await, Ok(Ok(()))) {
                 return Err(self.refused(counter, refusal));
             }
         }
@@ -158,29 +144,4 @@ impl Inner {
 fn is_full(route: &AppRoute) -> bool {
     let mut workers = route.workers.iter().filter(|worker| !worker.draining).peekable();
     !route.may_grow && workers.peek().is_some() && !workers.any(WorkerRoute::has_room)
-}
-
-/// Room that is given back at an app's workers, told for as long as this lives. One at a time for each app.
-struct Vacancies(Vec<Arc<Load>>);
-
-impl Vacancies {
-    fn watch(route: &AppRoute) -> Self {
-        let loads = Self(route.workers.iter().map(|worker| Arc::clone(&worker.load)).collect());
-        loads.0.iter().for_each(|load| load.open.watch());
-        loads
-    }
-
-    /// Completes when a worker has one request or tunnel less than a moment ago.
-    async fn one(&self) {
-        match self.0.as_slice() {
-            [] => std::future::pending().await,
-            loads => drop(select_all(loads.iter().map(|load| Box::pin(load.open.fewer()))).await),
-        }
-    }
-}
-
-impl Drop for Vacancies {
-    fn drop(&mut self) {
-        self.0.iter().for_each(|load| load.open.unwatch());
-    }
 }

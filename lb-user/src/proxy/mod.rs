@@ -67,6 +67,7 @@ mod tunnel;
 #[cfg(test)]
 mod turns;
 mod upstream;
+mod vacancies;
 mod welcome;
 #[cfg(test)]
 mod wire;

@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use tokio::sync::Notify;
-
 use super::limits::HELD_MAX;
-use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use super::vacancies::Vacancies;
+use crate::routing::Load;
+use crate::sync::{Arc, Mutex, MutexGuard, Notify, PoisonError};
 
 /// All queues.
 #[derive(Default)]
@@ -63,6 +63,20 @@ pub struct Turn<'a> {
 }
 
 impl Turn<'_> {
+    /// Looks for a place by `place`, at the workers with these loads.
+    ///
+    /// # Errors
+    /// There was none: what to wait by for one.
+    pub fn look<'a, P>(
+        &self,
+        loads: impl Iterator<Item = &'a Arc<Load>>,
+        place: impl FnOnce() -> Option<P>,
+    ) -> Result<P, Look<'_>> {
+        // Before room is looked for, so that none is given up unseen.
+        let vacancies = self.is_first().then(|| Vacancies::watch(loads));
+        place().ok_or(Look { turn: self, vacancies })
+    }
+
     /// Whether it is for this one to see what changes, and to call the others.
     pub fn is_first(&self) -> bool {
         let table = self.queues.table();
@@ -89,6 +103,32 @@ impl Drop for Turn<'_> {
             // whether it is the first now.
             queue.waiting.remove(&self.number);
             queue.call_behind(self.number);
+        }
+    }
+}
+
+/// Who has looked in vain.
+pub struct Look<'a> {
+    turn: &'a Turn<'a>,
+    /// Seen by the first one alone.
+    vacancies: Option<Vacancies>,
+}
+
+impl Look<'_> {
+    /// Completes when it is worth looking again: by a worker's room, or by what `changed` tells.
+    pub async fn again<E>(self, changed: impl Future<Output = Result<(), E>>) -> Result<(), E> {
+        // Those behind may have other workers.
+        self.turn.pass_on();
+        // Only the first one looks out; it calls the others.
+        let Some(vacancies) = &self.vacancies else {
+            self.turn.called().await;
+            return Ok(());
+        };
+        tokio::select! {
+            biased;
+            changed = changed => changed,
+            () = self.turn.called() => Ok(()),
+            () = vacancies.one() => Ok(()),
         }
     }
 }

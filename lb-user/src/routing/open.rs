@@ -1,8 +1,6 @@
 //! What a worker has open, and the call to who waits for less of it.
 
-use tokio::sync::Notify;
-
-use crate::sync::{AtomicBool, AtomicU32, Ordering, fence};
+use crate::sync::{AtomicBool, AtomicU32, Notify, Ordering, fence};
 
 /// Requests and tunnels in flight at one worker.
 #[derive(Default)]
