@@ -5,7 +5,7 @@
 //! Nothing here has a deadline: whoever is not called waits for ever, which the scheduler calls a deadlock.
 //!
 //! What it cannot see: it runs one thread at a time, so that memory is in one order for all; that is reasoned where it matters
-//! (`routing::open`). What tokio has (`Notify`, `watch`) is taken as it is documented.
+//! (`routing::open`). What tokio has (`Notify`, `watch`, `oneshot`) is taken as it is documented.
 
 mod sync {
     pub use shuttle::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
@@ -50,6 +50,8 @@ mod routing {
 
 #[path = "../src/control/chore.rs"]
 mod chore;
+#[path = "../src/proxy/tunnel/lending.rs"]
+mod lending;
 #[path = "../src/routing/open.rs"]
 mod open;
 #[path = "../src/proxy/queue.rs"]
@@ -62,6 +64,7 @@ use std::pin::pin;
 
 use chore::Chore;
 use futures_util::future::{Either, select};
+use lending::Lending;
 use queue::Queues;
 use routing::Load;
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
@@ -214,6 +217,96 @@ fn a_change_is_seen_by_all_who_wait() {
         house.workers[0].open.end();
         house.takes.send_replace(true);
         house.assert_is_left_by(visitors);
+    });
+}
+
+/// The sockets of a tunnel: how often they were closed, by whomever.
+struct Sockets(Arc<AtomicU32>);
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Tunnels of a relay, each with its number.
+type Tunnels = Lending<(u32, Sockets), (u32, Sockets)>;
+
+/// Lends a tunnel's sockets, and waits for them or is broken off. What came back.
+fn talk(tunnels: &Arc<Tunnels>, number: u32, closed: &Arc<AtomicU32>, broken_off: &Notify) -> Option<u32> {
+    let lent = tunnels.lend((number, Sockets(Arc::clone(closed))), |_, _| true).ok()?;
+    let returned = future::block_on(async {
+        match select(pin!(lent.returned()), pin!(broken_off.notified())).await {
+            Either::Left((returned, _)) => returned,
+            Either::Right(_) => None,
+        }
+    });
+    returned.map(|(number, _)| number)
+}
+
+#[test]
+fn a_tunnel_that_is_broken_off_closes_its_own_sockets_alone() {
+    in_many_orders(|| {
+        let tunnels = Arc::<Tunnels>::default();
+        let closed: Vec<_> = (0..2).map(|_| Arc::<AtomicU32>::default()).collect();
+        let broken_off = Arc::new(Notify::new());
+        let relay = thread::spawn({
+            let tunnels = Arc::clone(&tunnels);
+            // Both may have the same key, one after the other.
+            move || {
+                for _ in 0..2 {
+                    let mut serving = tunnels.serve();
+                    if serving.get(0).is_some() {
+                        serving.give_back(0, |pair| {
+                            thread::yield_now();
+                            pair
+                        });
+                    }
+                }
+            }
+        });
+        let first = thread::spawn({
+            let (tunnels, closed, broken_off) = (Arc::clone(&tunnels), Arc::clone(&closed[0]), Arc::clone(&broken_off));
+            move || talk(&tunnels, 0, &closed, &broken_off)
+        });
+        let second = thread::spawn({
+            let (tunnels, closed) = (Arc::clone(&tunnels), Arc::clone(&closed[1]));
+            move || {
+                let sockets = Sockets(Arc::clone(&closed));
+                let Ok(lent) = tunnels.lend((1, sockets), |_, _| true) else { panic!("there is a thread") };
+                (lent, closed)
+            }
+        });
+        broken_off.notify_one();
+        relay.join().expect("it served");
+        assert!(matches!(first.join().expect("it ended"), None | Some(0)), "another's sockets came back");
+        assert_eq!(closed[0].load(Ordering::SeqCst), 1);
+        let (lent, closed) = second.join().expect("it lent");
+        assert_eq!(closed.load(Ordering::SeqCst), 0, "another has closed them");
+        (0..2).for_each(|key| tunnels.serve().give_back(key, |pair| pair));
+        let (number, sockets) = future::block_on(lent.returned()).expect("they come back");
+        assert_eq!(number, 1);
+        drop(sockets);
+        assert_eq!((closed.load(Ordering::SeqCst), tunnels.count()), (1, 0));
+    });
+}
+
+#[test]
+fn nobody_waits_for_a_thread_that_is_gone() {
+    in_many_orders(|| {
+        let tunnels = Arc::<Tunnels>::default();
+        let closed = Arc::<AtomicU32>::default();
+        let tasks: Vec<_> = (0..2)
+            .map(|number| {
+                let (tunnels, closed) = (Arc::clone(&tunnels), Arc::clone(&closed));
+                thread::spawn(move || talk(&tunnels, number, &closed, &Notify::new()))
+            })
+            .collect();
+        tunnels.end();
+        for task in tasks {
+            assert_eq!(task.join().expect("it ended"), None);
+        }
+        assert_eq!(closed.load(Ordering::SeqCst), 2);
     });
 }
 

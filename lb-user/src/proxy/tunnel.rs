@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod carried;
 mod copy;
+mod lending;
 mod relay;
 mod silence;
 
@@ -182,7 +183,8 @@ async fn carry(
         let ends = [Stream::Tcp(plain).unwatch()?, worker.unwatch()?];
         let ends = match relays.lend(ends, Arc::clone(traffic)) {
             Ok(lent) => {
-                let returned = lent.returned().await?;
+                let returned =
+                    lent.returned().await.ok_or_else(|| io::Error::other("the thread for tunnels is gone"))?;
                 returned.result?;
                 pending = returned.pending;
                 returned.ends

@@ -247,6 +247,21 @@ async fn a_tunnel_ends_when_its_relay_is_gone() {
     let ends = [client_side, worker_side].map(|side| Stream::Tcp(side).unwatch().unwrap());
     let Ok(lent) = relays.lend(ends, Arc::default()) else { panic!("there is a thread") };
     drop(relays);
-    let error = soon("the end", lent.returned()).await.unwrap_err();
+    assert!(soon("the end", lent.returned()).await.is_none());
+}
+
+#[tokio::test]
+async fn tunnels_were_lent_to_a_thread_that_was_gone_and_hung() {
+    let relays = Arc::<Relays>::default();
+    let tunnel = Tunnel::lent(&relays, false).await;
+    let relay = Arc::clone(&relays.threads.lock().unwrap()[0]);
+    // As a panic would end it.
+    relay.waker.wake().unwrap();
+    let error = soon("the end", tunnel.task).await.unwrap().unwrap_err();
     assert_eq!(error.to_string(), "the thread for tunnels is gone");
+    let mut later = Tunnel::open(&relays, false).await;
+    for _ in 0..20 {
+        later.talk(b"by its task").await;
+    }
+    assert_eq!(relays.open(), 0);
 }

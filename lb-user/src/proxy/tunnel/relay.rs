@@ -5,7 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use bytes::Bytes;
@@ -13,11 +13,9 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
-use slab::Slab;
-use tokio::sync::oneshot;
-use tokio::sync::oneshot::error::TryRecvError;
 
 use super::copy::Traffic;
+use super::lending::{Lending, Lent};
 use crate::address::Unwatched;
 use crate::proxy::limits::{RELAY_BURST_CHUNKS, RELAY_EVENTS, TUNNEL_CHUNK_BYTES};
 
@@ -37,7 +35,7 @@ impl Relays {
     ///
     /// # Errors
     /// The sockets as they are, where the kernel has no thread for them, or no memory to watch them.
-    pub fn lend(&self, ends: [Unwatched; 2], traffic: Arc<Traffic>) -> Result<Lent, [Unwatched; 2]> {
+    pub fn lend(&self, ends: [Unwatched; 2], traffic: Arc<Traffic>) -> Result<LentPair, [Unwatched; 2]> {
         match self.next() {
             Ok(relay) => relay.take(ends, traffic),
             Err(error) => {
@@ -50,7 +48,7 @@ impl Relays {
     /// Tunnels that are lent now.
     #[cfg(test)]
     pub fn open(&self) -> usize {
-        self.threads.lock().unwrap().iter().map(|relay| relay.pairs().len()).sum()
+        self.threads.lock().unwrap().iter().map(|relay| relay.pairs.count()).sum()
     }
 
     fn next(&self) -> io::Result<Arc<Relay>> {
@@ -79,15 +77,14 @@ impl Drop for Relays {
 /// One thread and the tunnels that it serves.
 pub struct Relay {
     registry: Registry,
-    waker: Waker,
-    pairs: Mutex<Slab<Pair>>,
+    pub(super) waker: Waker,
+    pairs: Arc<Lending<Pair, Returned>>,
 }
 
 /// A client's end, then its worker's.
-struct Pair {
+pub struct Pair {
     ends: [Unwatched; 2],
     traffic: Arc<Traffic>,
-    back: oneshot::Sender<Returned>,
 }
 
 /// Sockets that come back.
@@ -101,34 +98,13 @@ pub struct Returned {
 }
 
 /// A tunnel that a relay serves. Dropped, it closes both sockets.
-pub struct Lent {
-    relay: Arc<Relay>,
-    key: usize,
-    back: oneshot::Receiver<Returned>,
-}
-
-impl Lent {
-    /// Completes when there is something for somebody else to do.
-    pub async fn returned(mut self) -> io::Result<Returned> {
-        (&mut self.back).await.map_err(|_| io::Error::other("the thread for tunnels is gone"))
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        let mut pairs = self.relay.pairs();
-        // What is given back is sent while the table is locked: as long as nothing has come the key is this tunnel's.
-        if let Err(TryRecvError::Empty) = self.back.try_recv() {
-            drop(pairs.try_remove(self.key));
-        }
-    }
-}
+pub type LentPair = Lent<Pair, Returned>;
 
 impl Relay {
     fn start(number: usize) -> io::Result<Arc<Self>> {
         let poll = Poll::new()?;
         let registry = poll.registry().try_clone()?;
-        let relay = Arc::new(Self { waker: Waker::new(&registry, LEAVE)?, registry, pairs: Mutex::default() });
+        let relay = Arc::new(Self { waker: Waker::new(&registry, LEAVE)?, registry, pairs: Arc::default() });
         let own = Arc::clone(&relay);
         thread::Builder::new().name(format!("tunnels-{number}")).spawn(move || {
             let _left = Leaving(&own);
@@ -137,28 +113,20 @@ impl Relay {
         Ok(relay)
     }
 
-    fn pairs(&self) -> MutexGuard<'_, Slab<Pair>> {
-        self.pairs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take(self: Arc<Self>, ends: [Unwatched; 2], traffic: Arc<Traffic>) -> Result<Lent, [Unwatched; 2]> {
-        let (back, returned) = oneshot::channel();
-        // The thread looks nothing up in between.
-        let mut pairs = self.pairs();
-        let entry = pairs.vacant_entry();
-        let key = entry.key();
-        for (side, end) in ends.iter().enumerate() {
-            let raw = end.as_fd().as_raw_fd();
+    fn take(&self, ends: [Unwatched; 2], traffic: Arc<Traffic>) -> Result<LentPair, [Unwatched; 2]> {
+        let lent = self.pairs.lend(Pair { ends, traffic }, |key, pair| {
             // What has come already is told at once.
-            if let Err(error) = self.registry.register(&mut SourceFd(&raw), token(key, side), Interest::READABLE) {
-                tracing::debug!(%error, "a tunnel cannot be watched");
-                self.forget(&ends);
-                return Err(ends);
-            }
-        }
-        entry.insert(Pair { ends, traffic, back });
-        drop(pairs);
-        Ok(Lent { relay: self, key, back: returned })
+            let watched = pair.ends.iter().enumerate().try_for_each(|(side, end)| {
+                self.registry.register(&mut SourceFd(&end.as_fd().as_raw_fd()), token(key, side), Interest::READABLE)
+            });
+            watched
+                .inspect_err(|error| {
+                    tracing::debug!(%error, "a tunnel cannot be watched");
+                    self.forget(&pair.ends);
+                })
+                .is_ok()
+        });
+        lent.map_err(|pair| pair.ends)
     }
 
     /// The runtime may watch them again.
@@ -177,7 +145,7 @@ impl Relay {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 waited => waited.expect("epoll_wait(2) fails for a signal alone when it is asked in order"),
             }
-            let mut pairs = self.pairs();
+            let mut pairs = self.pairs.serve();
             for event in &events {
                 if event.token() == LEAVE {
                     return;
@@ -188,10 +156,10 @@ impl Relay {
                 let Some(left) = pair.pass(side, event.is_read_closed() || event.is_error(), &mut chunk) else {
                     continue;
                 };
-                let Pair { ends, back, .. } = pairs.remove(key);
-                self.forget(&ends);
-                // If nobody waits any more both are closed.
-                drop(back.send(left.with(ends, side)));
+                pairs.give_back(key, |Pair { ends, .. }| {
+                    self.forget(&ends);
+                    left.with(ends, side)
+                });
             }
         }
     }
@@ -202,7 +170,7 @@ struct Leaving<'a>(&'a Relay);
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
-        self.0.pairs().clear();
+        self.0.pairs.end();
     }
 }
 
