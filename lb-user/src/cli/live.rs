@@ -54,7 +54,7 @@ fn time(text: &str) -> Result<Duration, String> {
 pub(super) async fn live(socket: &Path, traced: Traced, options: &Options, json: bool) -> Result<(), AskError> {
     let stdout = io::stdout();
     let is_terminal = stdout.is_terminal();
-    let has_colour = is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let has_colour = is_terminal && super::wants_colour();
     let width =
         if is_terminal { ratatui::crossterm::terminal::size().ok().map(|(width, _)| width.into()) } else { None };
     let mut printer = Printer { out: stdout.lock(), json, has_colour, width, shown: 0, missed: 0 };

@@ -110,7 +110,7 @@ fn show(options: &Options, files: Vec<OutputFile>) -> io::Result<()> {
     let form = if options.json {
         Form::Json
     } else if stdout.is_terminal() {
-        Form::Terminal { has_colour: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) }
+        Form::Terminal { has_colour: super::wants_colour() }
     } else {
         Form::Text
     };

@@ -285,6 +285,11 @@ fn say(text: &dyn std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
+/// Whether a terminal is shown colours (<https://no-color.org>).
+fn wants_colour() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 fn detach(pin_dir: &std::path::Path, json: bool) -> u8 {
     let said = if pin_dir.exists() {
         if let Err(error) = crate::datapath::detach(pin_dir) {

@@ -55,7 +55,7 @@ pub(super) fn run(path: &Path, replace: bool, guarded_by: Option<u32>) -> u8 {
 pub(super) fn log_to_stderr(level: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("HOMING_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colour = io::stderr().is_terminal() && super::wants_colour();
     // A second subscriber, in a test, keeps the first.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -1,7 +1,7 @@
 //! One boot: QEMU without hardware help, the console read line by line, what became of each test, and an end in any case.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -116,7 +116,6 @@ pub fn boot(
         }
     });
     let mut log = File::create(console.log).with_context(|| console.log.display().to_string())?;
-    let mut heard = VecDeque::new();
     let mut said = Said::default();
     let end = Instant::now() + limit;
     loop {
@@ -126,8 +125,6 @@ pub fn boot(
                 if let Some(words) = said.hear(&line) {
                     println!("{:>6} {words}", console.label);
                 }
-                heard.truncate(CONSOLE_END_LINES - 1);
-                heard.push_front(line);
             }
             Err(RecvTimeoutError::Timeout) => {
                 said.broken = Some(format!("the guest was not done after {} s", limit.as_secs()));
@@ -141,7 +138,10 @@ pub fn boot(
     }
     if let Some(why) = &said.broken {
         println!("{:>6} broke off: {why}; its console ends so:", console.label);
-        heard.iter().rev().for_each(|line| println!("{:>6} # {line}", console.label));
+        let all = fs::read_to_string(console.log)?;
+        let lines: Vec<&str> = all.lines().collect();
+        let end = &lines[lines.len().saturating_sub(CONSOLE_END_LINES)..];
+        end.iter().for_each(|line| println!("{:>6} # {line}", console.label));
     }
     Ok(said)
 }

@@ -16,9 +16,8 @@ use anyhow::bail;
 use crate::run::{build_homing, target_dir};
 use crate::setup;
 
-use cost::Counted;
-
 use choice::{GUEST_LIMIT_MIN, TEST_LIMIT, TIER_GUEST_LIMIT, TIER_KERNELS, TIER_TESTS};
+use cost::Counted;
 use guest::{Console, Machine};
 use image::{Base, PROGRAMS, Suite};
 use kernels::{Kernel, MODULES, SERIES, Series};
@@ -116,7 +115,7 @@ pub fn tier(filter: &str) -> anyhow::Result<Vec<Outcome>> {
     Ok(outcomes)
 }
 
-/// The costs, as one more test of the tier: what it takes is a regression that fails on any machine.
+/// The costs, as one more test of the tier: a datapath that became slower fails on any machine.
 fn tier_costs() -> Outcome {
     let start = Instant::now();
     let mut outcome = Outcome { kernel: "costs".to_owned(), ..Outcome::default() };

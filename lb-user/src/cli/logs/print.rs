@@ -38,9 +38,8 @@ pub(super) enum Form {
 pub(super) struct Printer<W: Write> {
     out: io::BufWriter<W>,
     form: Form,
-    ids: Vec<String>,
-    /// Put before each line; empty for one worker alone.
-    prefixes: Vec<String>,
+    /// By worker: what its lines begin with, nothing for one alone; as JSON its name.
+    names: Vec<String>,
     /// By worker: what is not a whole line yet.
     pending: Vec<Vec<u8>>,
     /// The one worker's line was begun and not ended.
@@ -50,8 +49,9 @@ pub(super) struct Printer<W: Write> {
 impl<W: Write> Printer<W> {
     pub(super) fn new(out: W, ids: &[&str], form: Form) -> Self {
         let width = ids.iter().map(|id| id.len()).max().unwrap_or(0);
-        let prefix = |(number, id): (usize, &&str)| match (ids.len(), form) {
-            (1, _) | (_, Form::Json) => String::new(),
+        let name = |(number, &id): (usize, &&str)| match (ids.len(), form) {
+            (_, Form::Json) => id.to_owned(),
+            (1, _) => String::new(),
             (_, Form::Terminal { has_colour: true }) => {
                 format!("\u{1b}[{}m{id:width$} |\u{1b}[0m ", COLOURS[number % COLOURS.len()])
             }
@@ -60,8 +60,7 @@ impl<W: Write> Printer<W> {
         Self {
             out: io::BufWriter::new(out),
             form,
-            ids: ids.iter().map(|&id| id.to_owned()).collect(),
-            prefixes: ids.iter().enumerate().map(prefix).collect(),
+            names: ids.iter().enumerate().map(name).collect(),
             pending: vec![Vec::new(); ids.len()],
             in_line: false,
         }
@@ -159,13 +158,13 @@ impl<W: Write> Printer<W> {
     }
 
     fn object(&mut self, worker: usize, bytes: &[u8], complete: bool) -> io::Result<()> {
-        let line = LogLine { worker: &self.ids[worker], line: &String::from_utf8_lossy(bytes), complete };
+        let line = LogLine { worker: &self.names[worker], line: &String::from_utf8_lossy(bytes), complete };
         serde_json::to_writer(&mut self.out, &line)?;
         self.out.write_all(b"\n")
     }
 
     fn write(&mut self, worker: usize, text: &str) -> io::Result<()> {
-        self.out.write_all(self.prefixes[worker].as_bytes())?;
+        self.out.write_all(self.names[worker].as_bytes())?;
         if self.is_terminal() {
             self.out.write_all(plain(text).as_bytes())
         } else {

@@ -78,7 +78,7 @@ async fn look(socket: &Path) -> Result<Status, AskError> {
 
 async fn serve(mut terminal: DefaultTerminal, socket: PathBuf, first: Status, delay: Duration) -> io::Result<()> {
     let started = Instant::now();
-    let mut model = Model::new(std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty()));
+    let mut model = Model::new(super::wants_colour());
     model.update(Event::Status { at: started.elapsed(), now: unix_now(), status: Ok(Box::new(first)) });
     let (events, mut told) = mpsc::channel(EVENTS_MAX);
     std::thread::spawn({
