@@ -133,8 +133,14 @@ fn apps(more: &str) -> String {
         + &demo_app("bound", &listen(free_address()), "127.0.0.1", 1, &format!("user = \"nobody\"\n{more}"))
 }
 
+/// Workers run a copy of the binary: the checkout may lie where nobody else has access, as in a home directory of mode 0700.
 fn start(settings: &str, more: &str) -> Homing {
-    let homing = Homing::start_under(&[], settings, &apps(more));
+    let mut homing = Homing::configured(&[], settings, &apps(more));
+    let copy = homing.dir().join("homing");
+    fs::copy(binary(), &copy).expect("the binary is copied");
+    fs::set_permissions(homing.dir(), fs::Permissions::from_mode(0o711)).expect("changed");
+    edit(&homing, &format!("{:?}", binary()), &format!("{copy:?}"));
+    homing.start_again();
     homing.wait_for_workers(0, 1);
     homing.wait_for_workers(1, 1);
     homing
