@@ -39,6 +39,10 @@ pub fn normalise(parts: &mut Parts, has_body: bool) -> Result<Option<Bootstrap>,
             parts.headers.insert(HOST, host);
         }
     }
+    // RFC 9110 section 8.6: who says it twice is refused by HTTP/1.1, too, be it the same number.
+    if parts.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err(Refusal::Bad("more than one Content-Length"));
+    }
     parts.version = Version::HTTP_11;
     if is_extended(parts) {
         return bootstrap(parts).map(Some);

@@ -248,6 +248,11 @@ fn answers() -> Vec<Row> {
             200,
             &[post(&[("content-length", "1")]), frame(DATA, END_STREAM, 1, b"x")],
         ),
+        answered(
+            "8.1.1: a body's length said twice",
+            400,
+            &[post(&[("content-length", "1"), ("content-length", "1")]), frame(DATA, END_STREAM, 1, b"x")],
+        ),
         answered("a host that is not the authority", 400, &[get(&[("host", "b")])]),
         answered("TRACE", 405, &[get(&[(":method", "TRACE")])]),
         answered("an expectation that nobody knows", 417, &[get(&[("expect", "cake")])]),
