@@ -100,6 +100,8 @@ pub const TUNNEL_REBIND: Duration = Duration::from_secs(60);
 pub const LEARN_BYTES_MAX: usize = 8 * 1024;
 /// Messages among them.
 pub const LEARN_MESSAGES_MAX: u32 = 4;
+/// For how long. Kept to [`TUNNEL_REBIND`], when every tunnel is looked at.
+pub const LEARN_TIME: Duration = Duration::from_secs(60);
 /// Shiny sessions whose worker is known at once, over all apps; beyond it the one asked for longest ago is forgotten.
 pub const SESSIONS_MAX: usize = 100_000;
 /// A session is known for this long after its WebSocket has ended: downloads that were begun.

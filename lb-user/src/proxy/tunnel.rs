@@ -114,22 +114,24 @@ pub async fn run(
     drop(route);
     let _registered = Registered::new(&inner.tunnels, &inner.counters, backend);
     let mut shutdown = connection.shutdown.clone();
-    let mut learner = Learner::default();
     // For as long as the tunnel is open.
     let mut living = None;
-    let mut ear = |said: &[u8]| match learner.hear(said) {
+    let (sessions, counters, known) = (&inner.sessions, &inner.counters, &mut living);
+    // Has the learner to itself: what that holds goes with it.
+    let mut learner = Learner::default();
+    let mut ear = Ear::new(move |said| match learner.hear(said) {
         Heard::Little => true,
         Heard::Session(id) => {
-            living = Some(inner.sessions.learn(app, &id, backend));
-            inner.counters.add(Counter::SessionsLearnt);
+            *known = Some(sessions.learn(app, &id, backend));
+            counters.add(Counter::SessionsLearnt);
             false
         }
         Heard::Enough => false,
-    };
+    });
     let traffic = Arc::<Traffic>::default();
     traffic.count(CLIENT, to_worker.len());
     traffic.count(WORKER, to_client.len());
-    let ear: Option<Ear<'_>> = (to_client.is_empty() || ear(&to_client)).then(|| Box::new(ear) as Ear<'_>);
+    let ear = (to_client.is_empty() || ear.hears(&to_client)).then_some(ear);
     let silence = inner.route(app).and_then(|route| Silence::of(&route.http, &traffic));
     let mut ended = pin!(async {
         tokio::select! {

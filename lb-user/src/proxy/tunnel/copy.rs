@@ -9,9 +9,9 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use crate::proxy::limits::{TUNNEL_CHUNK_BYTES, TUNNEL_HALF_CLOSED};
+use crate::proxy::limits::{LEARN_TIME, TUNNEL_CHUNK_BYTES, TUNNEL_HALF_CLOSED};
 
 /// The ends of a tunnel, where there is one of a thing for each.
 pub const CLIENT: usize = 0;
@@ -36,8 +36,27 @@ impl Traffic {
     }
 }
 
-/// Hears what the worker says, until it says false.
-pub type Ear<'a> = Box<dyn FnMut(&[u8]) -> bool + Send + 'a>;
+/// Hears what the worker says, for [`LEARN_TIME`] at most.
+pub struct Ear<'a> {
+    hear: Box<dyn FnMut(&[u8]) -> bool + Send + 'a>,
+    until: Instant,
+}
+
+impl<'a> Ear<'a> {
+    /// `hear` says false when it has heard enough.
+    pub fn new(hear: impl FnMut(&[u8]) -> bool + Send + 'a) -> Self {
+        Self { hear: Box::new(hear), until: Instant::now() + LEARN_TIME }
+    }
+
+    /// Whether it wants to hear more.
+    pub fn hears(&mut self, said: &[u8]) -> bool {
+        (self.hear)(said)
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.until
+    }
+}
 
 /// How copying stopped.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,6 +87,7 @@ where
     // A stream that the runtime has only begun to watch seems silent, whatever waits in it.
     let before = traffic.of_both();
     let mut poll = |cx: &mut Context<'_>, both: bool| {
+        ear.take_if(|ear| ear.is_over());
         let is_forth_done = forth.poll(cx, client, worker, traffic, &mut None)?.is_ready();
         let is_back_done = back.poll(cx, worker, client, traffic, ear)?.is_ready();
         if is_forth_done && is_back_done {
@@ -171,7 +191,7 @@ impl Flow {
             return Poll::Ready(Ok(()));
         }
         traffic.count(self.from, data.len());
-        if ear.as_mut().is_some_and(|ear| !ear(data)) {
+        if ear.as_mut().is_some_and(|ear| !ear.hears(data)) {
             *ear = None;
         }
         let written = match Pin::new(to).poll_write(cx, data) {
@@ -187,8 +207,11 @@ impl Flow {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
+    use super::super::refreshed;
     use super::*;
 
     #[tokio::test]
@@ -225,5 +248,18 @@ mod tests {
         client.shutdown().await.unwrap();
         let pending = Default::default();
         copy(&mut client_side, &mut worker_side, pending, &Traffic::default(), &mut None, true).await.unwrap();
+    }
+    /// It stayed with its own task for ever, with what had been said in memory.
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_says_little_is_not_listened_to_for_ever() {
+        let (_client, mut client_side) = duplex(64);
+        let (mut worker, mut worker_side) = duplex(64);
+        worker.write_all(b"little").await.unwrap();
+        let (kept, pending, traffic) = (Arc::new(()), Default::default(), Traffic::default());
+        let held = Arc::clone(&kept);
+        let mut ear = Some(Ear::new(move |_| Arc::strong_count(&held) > 0));
+        let tunnel = copy(&mut client_side, &mut worker_side, pending, &traffic, &mut ear, true);
+        assert_eq!(refreshed(tunnel, || ()).await.unwrap(), Stopped::Calm);
+        assert_eq!(Arc::strong_count(&kept), 1);
     }
 }
