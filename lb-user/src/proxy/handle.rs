@@ -23,7 +23,7 @@ use super::headers::Client;
 use super::place::{Place, Visitor};
 use super::session;
 use super::told::{Decision, Outcome, Told};
-use super::upstream::{Arriving, Introduction, SendError};
+use super::upstream::{Arriving, Introduction, On, SendError};
 use super::{check, headers, learn, trust, tunnel};
 use crate::access::Fate;
 use crate::config::{self, Affinity};
@@ -253,18 +253,26 @@ impl Attempt<'_> {
         let inner = &self.connection.proxy;
         let mut patience = Patience::default();
         let mut shunned = None;
-        let mut refused: Option<Instant> = None;
-        for attempt in 1..=ATTEMPTS {
+        let mut failed: Option<Instant> = None;
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
             let place = inner.admit(self.visitor, request.headers(), &mut patience, shunned).await?;
-            refused.inspect(|since| place.worker.load.times.retried.observe(since.elapsed()));
+            failed.inspect(|since| place.worker.load.times.retried.observe(since.elapsed()));
             let shown: Vec<HeaderValue> = self.hide_cookie(&mut request);
             let introduction = self.introduction.as_ref();
             let passage = request.body().passage();
-            let sending = inner.upstreams.send(&place.worker, introduction, request, self.upgrade.is_some());
+            let on = match (&self.upgrade, failed) {
+                (Some(_), _) => On::Own,
+                // An idle one may be closed already, and what is sent a second time is not sent a third.
+                (None, Some(_)) => On::New,
+                (None, None) => On::Any,
+            };
+            let sending = inner.upstreams.send(&place.worker, introduction, request, on);
             let sent_at = Instant::now();
             let sent = within(self.answer_within, passage.as_deref(), sending).await?;
             let backend = place.worker.backend;
-            match sent {
+            let (unsent, refusal) = match sent {
                 Ok(response) => {
                     place.worker.load.answered(sent_at);
                     let decision = Decision { worker: place.worker.number, rule: place.rule, held: patience.held() };
@@ -298,30 +306,19 @@ impl Attempt<'_> {
                     };
                     return Ok((response, decision));
                 }
-                Err(SendError::Refused { request: unsent, error }) => {
+                Err(SendError::Refused { request, error }) => {
                     inner.counters.add(Counter::UpstreamRefused);
-                    refused = Some(Instant::now());
                     tracing::debug!(worker = place.worker.number, address = %place.worker.address, %error, "no connection");
-                    inner.notify(Notice::Unreachable { backend });
-                    if attempt == ATTEMPTS {
-                        break;
-                    }
-                    inner.counters.add(Counter::Retried);
-                    request = *unsent;
-                    restore_cookie(&mut request, shown);
-                    let newcomer = place.rule.is_new();
-                    drop(place);
-                    if newcomer && self.others_than(backend) {
-                        shunned = Some(backend);
-                    } else {
-                        Box::pin(inner.await_departure(self.visitor.app, backend, &mut patience)).await;
-                    }
+                    (request, Refusal::Unreachable)
                 }
-                Err(SendError::Broke(error)) => {
+                Err(SendError::Broke { error, request }) => {
                     inner.counters.add(Counter::UpstreamError);
                     tracing::debug!(worker = place.worker.number, %error, "the worker broke off before its answer");
-                    inner.notify(Notice::Unreachable { backend });
-                    return Err(Refusal::Broke);
+                    let Some(request) = request else {
+                        inner.notify(Notice::Unreachable { backend });
+                        return Err(Refusal::Broke);
+                    };
+                    (request, Refusal::Broke)
                 }
                 Err(SendError::ClientBody(fault)) => {
                     return Err(match fault {
@@ -330,9 +327,23 @@ impl Attempt<'_> {
                         Fault::TooLarge => Refusal::BodyTooLarge,
                     });
                 }
+            };
+            inner.notify(Notice::Unreachable { backend });
+            if attempts == ATTEMPTS {
+                return Err(refusal);
+            }
+            failed = Some(Instant::now());
+            inner.counters.add(Counter::Retried);
+            request = *unsent;
+            restore_cookie(&mut request, shown);
+            let newcomer = place.rule.is_new();
+            drop(place);
+            if newcomer && self.others_than(backend) {
+                shunned = Some(backend);
+            } else {
+                Box::pin(inner.await_departure(self.visitor.app, backend, &mut patience)).await;
             }
         }
-        Err(Refusal::Unreachable)
     }
 
     /// Passes the worker's 101 on, as a 200 where the client speaks HTTP/2, and starts the tunnel.

@@ -49,6 +49,8 @@ mod place;
 mod proxied;
 mod queue;
 #[cfg(test)]
+mod retries;
+#[cfg(test)]
 mod scenarios;
 mod seldom;
 mod serve;

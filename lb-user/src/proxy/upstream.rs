@@ -34,12 +34,23 @@ use connection::{Unanswered, exchange};
 use pool::Pool;
 use sending::Sending;
 
+/// The connection that a request is sent on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum On {
+    /// An idle one, if there is one.
+    Any,
+    New,
+    /// A new one, which the request may take over.
+    Own,
+}
+
 /// Why there is no answer.
 pub enum SendError {
     /// No connection could be made; the request has not been touched.
     Refused { request: Box<Request<RequestBody>>, error: io::Error },
-    /// The connection broke before an answer, with the request under way.
-    Broke(Failed),
+    /// The connection broke before an answer, with the request under way: which is here again if it was sent once, nothing
+    /// was answered and to send it once more does no harm (RFC 9110 section 9.2.2).
+    Broke { error: Failed, request: Option<Box<Request<RequestBody>>> },
     /// It is the client's body; the worker is not to blame.
     ClientBody(Fault),
 }
@@ -78,28 +89,29 @@ impl Upstreams {
         Self { pools: RwLock::default(), counters, trouble: Mutex::default() }
     }
 
-    /// Sends the request to the worker, on an idle connection if there is one. `alone`: on one of its own, which the request
-    /// may take over.
+    /// Sends the request to the worker.
     pub async fn send(
         &self,
         worker: &WorkerRoute,
         introduction: Option<&Introduction>,
         request: Request<RequestBody>,
-        alone: bool,
+        on: On,
     ) -> Result<Response<Arriving>, SendError> {
         let (parts, body) = request.into_parts();
         let mut sending = Box::new(Sending::new(&parts, body));
         let key = (worker.incarnation, introduction.map(|introduction| introduction.client));
-        let pool = (!alone).then(|| self.pool(key));
-        if let Some(pool) = &pool
+        let pool = (on != On::Own).then(|| self.pool(key));
+        let mut is_first = true;
+        if let Some(pool) = pool.as_ref().filter(|_| on == On::Any)
             && let Some(stream) = pool.take()
         {
             // An idle connection may be closed by the worker in this very moment.
             match exchange(stream, &parts.method, sending, Some(Arc::clone(pool)), &self.counters).await {
                 Ok(response) => return Ok(response),
                 Err((unsent, Unanswered::Silence(_))) if unsent.may_start_anew() => sending = unsent.anew(),
-                Err((_, unanswered)) => return Err(unanswered.into()),
+                Err((_, unanswered)) => return Err(unanswered.error(None)),
             }
+            is_first = false;
             self.counters.add(Counter::Retried);
         }
         let stream = match Box::pin(self.connect(&worker.address, introduction)).await {
@@ -110,7 +122,10 @@ impl Upstreams {
             }
         };
         let answered = exchange(stream, &parts.method, sending, pool, &self.counters).await;
-        answered.map_err(|(_, unanswered)| unanswered.into())
+        answered.map_err(|(unsent, unanswered)| {
+            let may_be_sent_again = is_first && unsent.may_start_anew();
+            unanswered.error(may_be_sent_again.then(|| Box::new(Request::from_parts(parts, unsent.into_body()))))
+        })
     }
 
     /// Closes what has been idle too long and forgets workers that are gone.
@@ -169,11 +184,13 @@ impl Upstreams {
     }
 }
 
-impl From<Unanswered> for SendError {
-    fn from(unanswered: Unanswered) -> Self {
-        match unanswered {
-            Unanswered::Silence(failed) | Unanswered::Broken(failed) => Self::Broke(failed),
-            Unanswered::Body(fault) => Self::ClientBody(fault),
+impl Unanswered {
+    /// `request`: if it may be sent again.
+    fn error(self, request: Option<Box<Request<RequestBody>>>) -> SendError {
+        match self {
+            Self::Silence(error) => SendError::Broke { error, request },
+            Self::Broken(error) => SendError::Broke { error, request: None },
+            Self::Body(fault) => SendError::ClientBody(fault),
         }
     }
 }
