@@ -116,6 +116,19 @@ async fn a_handshake_that_does_not_come_is_not_waited_for_long() {
     assert_eq!(world.count(Counter::TlsFailed), 1);
 }
 
+/// As many as there is room for, and nobody else came in for ten seconds.
+#[tokio::test]
+async fn connections_that_say_nothing_take_no_room_from_handshakes() {
+    let pair = issue(&["a.test"]);
+    let world = encrypted(Affinity::Ip, &pair).await;
+    let silent = [world.connect().await, world.connect().await];
+    let mut begun = world.connect().await;
+    begun.write_all(&[22]).await.unwrap();
+    connect(&world, &trusting(&[&pair], &[]), "a.test").await;
+    until("who has begun to be seen", || world.proxy.0.handshakes.under_way() == 1).await;
+    assert_eq!(world.count(Counter::Connections), silent.len() as u64 + 2);
+}
+
 #[tokio::test]
 async fn clients_resume_their_session_also_after_the_certificate_was_renewed() {
     let (pair, renewed) = (issue(&["a.test"]), issue(&["a.test"]));

@@ -31,10 +31,12 @@ pub const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 pub const PROXY_HEADER_BYTES_MAX: usize = 4_096;
 /// Clients that one connection of a trusted proxy counts for at once; beyond it the one that came first is let go.
 pub const CLIENTS_OF_A_PROXY_MAX: usize = 64;
-/// A TLS handshake must be over within this, its wait for others included.
+/// A TLS handshake must be over within this, from the connection's beginning, its wait for others included.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// TLS handshakes under way at once, over all listeners.
 pub const HANDSHAKES_MAX: usize = 4_096;
+/// Of these of one client, who may be a whole school.
+pub const HANDSHAKES_OF_A_CLIENT_MAX: usize = 256;
 /// For a client who came to a TLS port without TLS: how long, and how much, is read of its request after the answer.
 pub const LINGER: Duration = Duration::from_secs(2);
 pub const LINGER_BYTES_MAX: u64 = 256 * 1024;

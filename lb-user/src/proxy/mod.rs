@@ -80,7 +80,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use lb_common::abi::BackendId;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 pub use counters::{Counter, Counters};
 pub use keys::{CookieKeys, KEY_BYTES, KEY_FILE};
@@ -131,8 +131,7 @@ struct Inner {
     crowds: crowd::Crowds,
     pace: guard::Pace,
     complaints: welcome::Complaints,
-    /// One for each TLS handshake that may be under way.
-    handshakes: Semaphore,
+    handshakes: handshake::Handshakes,
     assigning: place::Assigning,
     fingerprints: newcomers::Fingerprints,
     /// The number of the next client connection.
@@ -182,7 +181,7 @@ impl Proxy {
             crowds: crowd::Crowds::default(),
             pace: guard::Pace::default(),
             complaints: welcome::Complaints::default(),
-            handshakes: Semaphore::new(limits::HANDSHAKES_MAX),
+            handshakes: handshake::Handshakes::default(),
             assigning: place::Assigning::default(),
             fingerprints: newcomers::Fingerprints::default(),
             next_connection: AtomicU64::new(0),

@@ -122,7 +122,10 @@ async fn enter(proxy: &Arc<Inner>, arrival: Arrival) -> io::Result<Option<(Arc<C
         return Ok(None);
     }
     let stream = match &door.tls {
-        Some(config) => shake_hands(proxy, Arc::clone(config), stream).await,
+        Some(config) => {
+            let client = connection.speaks_for_others.is_none().then_some(source.ip());
+            shake_hands(proxy, Arc::clone(config), client, stream).await
+        }
         None => Some(ClientStream::Plain(stream)),
     };
     let Some(stream) = stream else { return Ok(None) };
