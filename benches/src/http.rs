@@ -28,6 +28,12 @@ const IDLE: usize = 2_000;
 /// WebSockets that send at once, each waiting for its echo.
 const TALKERS: usize = 32;
 pub const MESSAGE_BYTES: usize = 64;
+/// A text frame as a worker sends it, since these come back as they are: homing listens to a worker's first messages.
+pub const MESSAGE: [u8; MESSAGE_BYTES] = {
+    let mut message = [b'm'; MESSAGE_BYTES];
+    (message[0], message[1]) = (0x81, MESSAGE_BYTES as u8 - 2);
+    message
+};
 
 /// What one proxy did in one round.
 #[derive(Clone, Copy, Default)]
@@ -162,14 +168,11 @@ async fn messages(peer: &Peer, length: Duration) -> anyhow::Result<Sample> {
 }
 
 async fn talk(mut socket: TcpStream, end: Instant) -> anyhow::Result<Vec<Duration>> {
-    // A masked text frame, as a browser sends it.
-    let mut message = [b'm'; MESSAGE_BYTES];
-    (message[0], message[1]) = (0x81, 0x80 | (MESSAGE_BYTES as u8 - 6));
     let mut echo = [0; MESSAGE_BYTES];
     let mut times = Vec::new();
     while Instant::now() < end {
         let since = Instant::now();
-        socket.write_all(&message).await?;
+        socket.write_all(&MESSAGE).await?;
         socket.read_exact(&mut echo).await?;
         times.push(since.elapsed());
     }
@@ -194,7 +197,7 @@ async fn memory_per_idle(peer: &Peer) -> anyhow::Result<f64> {
     for _ in 0..IDLE {
         let mut socket = websocket(peer.address).await?;
         // One message each way, as every session begins with.
-        socket.write_all(&[b'm'; MESSAGE_BYTES]).await?;
+        socket.write_all(&MESSAGE).await?;
         socket.read_exact(&mut [0; MESSAGE_BYTES]).await?;
         sockets.push(socket);
     }

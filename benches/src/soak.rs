@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::http::{MESSAGE_BYTES, websocket_from};
+use crate::http::{MESSAGE, websocket_from};
 use crate::peers::memory_bytes;
 use crate::report::{Bar, Case};
 use crate::worker::raise_descriptors;
@@ -179,7 +179,7 @@ async fn talk(mut socket: TcpStream, number: usize, messages: &mut usize, seen: 
     let mut due = Instant::now() + PAUSE * (number % 1_000) as u32 / 1_000;
     while *messages < MESSAGES {
         tokio::time::sleep_until(due.into()).await;
-        let mut message = [b'm'; MESSAGE_BYTES];
+        let mut message = MESSAGE;
         socket.write_all(&message).await.context("sending")?;
         socket.read_exact(&mut message).await.context("waiting for the echo")?;
         // From when it was due: a pause is felt by all that were due in it.

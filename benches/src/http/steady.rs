@@ -13,7 +13,7 @@ use anyhow::{Context as _, anyhow, ensure};
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::{MESSAGE_BYTES, peers, websocket_from};
+use super::{MESSAGE, MESSAGE_BYTES, peers, websocket_from};
 use crate::report::{Bar, Case, Rounds};
 use crate::worker::{Worker, raise_descriptors};
 
@@ -60,7 +60,7 @@ pub async fn cases(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
         }
     }
     for socket in &mut open {
-        socket.write_all(&[b'm'; MESSAGE_BYTES]).await.context("an idle WebSocket has broken")?;
+        socket.write_all(&MESSAGE).await.context("an idle WebSocket has broken")?;
         socket.read_exact(&mut [0; MESSAGE_BYTES]).await.context("an idle WebSocket has broken")?;
     }
     let [own, direct] = &waits;
