@@ -53,12 +53,9 @@ impl Connection {
         Arc::clone(snapshot.doors.get(&self.address).unwrap_or(&self.entered))
     }
 
-    /// Whose request comes on it: one browser's, or another one's each time.
-    pub fn number(&self) -> u64 {
-        match self.speaks_for_others {
-            None => self.number,
-            Some(_) => self.proxy.next_connection.fetch_add(1, Ordering::Relaxed),
-        }
+    /// Its number, if all that comes on it is one browser's.
+    pub fn number(&self) -> Option<u64> {
+        self.speaks_for_others.is_none().then_some(self.number)
     }
 
     /// Counts the connection as the app's, too, and as this client's there, unless it is already.

@@ -113,12 +113,18 @@ pub const SESSION_LINGER: Duration = Duration::from_secs(60);
 pub const PARTY_CONNECTIONS_MAX: usize = 6;
 /// Tabs that one browser opens at once, and more.
 pub const PARTY_PAGES_MAX: u32 = 32;
+/// The same where a proxy hides which connection they came on: ten tabs, and not all who share an address.
+pub const PARTY_PAGES_UNSEEN_MAX: u32 = 12;
 /// From the head of an answer to the moment when its cookie comes with the browser's next request for a page.
 pub const PARTY_LINGER: Duration = Duration::from_secs(1);
 /// A page's scripts, images and sockets that come without a cookie are known to be its own for this long.
 pub const PARTY_FOLLOWED: Duration = Duration::from_secs(60);
 /// Browsers without a cookie that are remembered at once, over all apps; beyond it each request goes for itself.
 pub const PARTIES_MAX: usize = 16_384;
+/// How often those are looked for, when there are so many, who need not be remembered any more.
+pub const PARTIES_SWEEP: Duration = Duration::from_secs(1);
+/// Workers that browsers which look the same, behind one address, are remembered to wait for a page from.
+pub const PARTIES_OF_A_BROWSER_MAX: usize = 64;
 
 /// Apps of one host whose places fit in one cookie.
 pub const COOKIE_PLACES_MAX: usize = 8;

@@ -4,25 +4,30 @@
 //! cookie of the last answer would take the users of the nine other tabs away from their worker. So who comes without a
 //! cookie while a page is being made for the same address, the same kind of browser and at most as many connections as
 //! one browser opens, gets the worker that makes it. Several people behind one address may so share a worker: at most
-//! [`PARTY_CONNECTIONS_MAX`] of them, and each has a session of their own.
+//! [`PARTY_CONNECTIONS_MAX`] of them, and each has a session of their own. What comes through a proxy has no connection of
+//! its own: there pages are counted, [`PARTY_PAGES_UNSEEN_MAX`] at most.
 //!
 //! Pure: time comes in as an argument.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Instant;
 
 use http::header::{ACCEPT_LANGUAGE, HeaderMap, USER_AGENT};
 use lb_common::abi::{BackendId, BindingKey};
 
-use super::limits::{PARTIES_MAX, PARTY_CONNECTIONS_MAX, PARTY_FOLLOWED, PARTY_LINGER, PARTY_PAGES_MAX};
+use super::limits::{
+    PARTIES_MAX, PARTIES_OF_A_BROWSER_MAX, PARTIES_SWEEP, PARTY_CONNECTIONS_MAX, PARTY_FOLLOWED, PARTY_LINGER,
+    PARTY_PAGES_MAX, PARTY_PAGES_UNSEEN_MAX,
+};
 
 /// What a request shows of the browser that sent it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Looks {
     browser: u64,
-    /// One browser's, whatever else.
-    connection: u64,
+    /// One browser's, whatever else. `None`: it came through a proxy, of whose connections nothing follows.
+    connection: Option<u64>,
 }
 
 /// Hashes what browsers show of themselves.
@@ -31,7 +36,13 @@ pub struct Fingerprints(RandomState);
 
 impl Fingerprints {
     /// `None` for what is no browser. `named`: the process that its outdated cookie names.
-    pub fn of(&self, client: &BindingKey, headers: &HeaderMap, named: Option<u64>, connection: u64) -> Option<Looks> {
+    pub fn of(
+        &self,
+        client: &BindingKey,
+        headers: &HeaderMap,
+        named: Option<u64>,
+        connection: Option<u64>,
+    ) -> Option<Looks> {
         let shown = headers.get(USER_AGENT)?;
         let client = (client.app, client.client.high, client.client.low);
         let browser = self.0.hash_one((client, shown, headers.get(ACCEPT_LANGUAGE), named));
@@ -58,27 +69,41 @@ impl Party {
     }
 
     /// Whether one more page may be the same browser's.
-    fn takes(&self, connection: u64, now: Instant) -> bool {
+    fn takes(&self, looks: Looks, now: Instant) -> bool {
         let is_warm = self.awaited > 0 || now.duration_since(self.last_page) <= PARTY_LINGER;
-        let fits = self.connections.contains(&connection) || self.connections.len() < PARTY_CONNECTIONS_MAX;
-        is_warm && fits && self.pages < PARTY_PAGES_MAX
+        let fits = match looks.connection {
+            Some(_) => {
+                self.pages < PARTY_PAGES_MAX && (self.has(looks) || self.connections.len() < PARTY_CONNECTIONS_MAX)
+            }
+            None => self.pages < PARTY_PAGES_UNSEEN_MAX,
+        };
+        is_warm && fits
+    }
+
+    /// Whether something else came on the same connection.
+    fn has(&self, looks: Looks) -> bool {
+        looks.connection.is_some_and(|connection| self.connections.contains(&connection))
     }
 }
 
 /// All parties, by browser.
 #[derive(Default)]
-pub struct Newcomers(HashMap<u64, Vec<Party>>);
+pub struct Newcomers {
+    parties: HashMap<u64, Vec<Party>>,
+    /// When those that are forgotten were last taken out because there were too many.
+    swept: Option<Instant>,
+}
 
 impl Newcomers {
     /// The worker that makes another page for this browser. One more page is awaited then.
     pub fn join(&mut self, looks: Looks, now: Instant, takes_clients: impl Fn(BackendId) -> bool) -> Option<BackendId> {
-        let parties = self.0.get_mut(&looks.browser)?;
+        let parties = self.parties.get_mut(&looks.browser)?;
         parties.retain(|party| !party.is_forgotten(now));
-        let open = |party: &&mut Party| party.takes(looks.connection, now) && takes_clients(party.backend);
+        let open = |party: &&mut Party| party.takes(looks, now) && takes_clients(party.backend);
         // Its own before any other, the newest of those.
-        let party = parties.iter_mut().rev().filter(open).max_by_key(|p| p.connections.contains(&looks.connection))?;
-        if !party.connections.contains(&looks.connection) {
-            party.connections.push(looks.connection);
+        let party = parties.iter_mut().rev().filter(open).max_by_key(|party| party.has(looks))?;
+        if !party.has(looks) {
+            party.connections.extend(looks.connection);
         }
         party.pages += 1;
         party.awaited += 1;
@@ -89,29 +114,48 @@ impl Newcomers {
     /// The worker that made the page which this request, for something else than a page, belongs to: browsers that
     /// keep no cookies come without one for ever.
     pub fn follow(&mut self, looks: Looks, now: Instant) -> Option<BackendId> {
-        let parties = self.0.get_mut(&looks.browser)?;
+        let parties = self.parties.get_mut(&looks.browser)?;
         let known = parties.iter_mut().filter(|party| !party.is_forgotten(now));
-        let party = known.max_by_key(|p| (p.connections.contains(&looks.connection), p.last_page))?;
+        let party = known.max_by_key(|party| (party.has(looks), party.last_page))?;
         party.last = now;
         Some(party.backend)
     }
 
     /// A page is awaited from a worker that nothing else of this browser goes to.
     pub fn found(&mut self, looks: Looks, backend: BackendId, now: Instant) {
-        if self.0.len() >= PARTIES_MAX {
-            self.0.retain(|_, parties| parties.iter().any(|party| !party.is_forgotten(now)));
+        if self.parties.len() >= PARTIES_MAX {
+            self.sweep(now);
         }
-        if self.0.len() >= PARTIES_MAX {
+        let has_room = self.parties.len() < PARTIES_MAX;
+        let party = Party {
+            backend,
+            connections: looks.connection.into_iter().collect(),
+            pages: 1,
+            awaited: 1,
+            last: now,
+            last_page: now,
+        };
+        match self.parties.entry(looks.browser) {
+            Entry::Occupied(mut parties) if parties.get().len() < PARTIES_OF_A_BROWSER_MAX => {
+                parties.get_mut().push(party)
+            }
+            Entry::Vacant(none) if has_room => drop(none.insert(vec![party])),
+            _ => {}
+        }
+    }
+
+    /// Takes out those that are forgotten, not more often than it pays: others wait meanwhile.
+    fn sweep(&mut self, now: Instant) {
+        if self.swept.is_some_and(|swept| now.duration_since(swept) < PARTIES_SWEEP) {
             return;
         }
-        let party =
-            Party { backend, connections: vec![looks.connection], pages: 1, awaited: 1, last: now, last_page: now };
-        self.0.entry(looks.browser).or_default().push(party);
+        self.swept = Some(now);
+        self.parties.retain(|_, parties| parties.iter().any(|party| !party.is_forgotten(now)));
     }
 
     /// A page that was awaited has been answered, or given up.
     pub fn answered(&mut self, looks: Looks, backend: BackendId, now: Instant) {
-        let parties = self.0.get_mut(&looks.browser).into_iter().flatten();
+        let parties = self.parties.get_mut(&looks.browser).into_iter().flatten();
         let mut awaiting = parties.filter(|party| party.backend == backend && party.awaited > 0);
         if let Some(party) = awaiting.next() {
             party.awaited -= 1;
@@ -130,7 +174,7 @@ mod tests {
     const OTHER: BackendId = BackendId::new(2, 1);
 
     fn looks(connection: u64) -> Looks {
-        Looks { browser: 7, connection }
+        Looks { browser: 7, connection: Some(connection) }
     }
 
     fn anybody(_: BackendId) -> bool {
@@ -161,11 +205,22 @@ mod tests {
         newcomers.found(looks(0), HOME, now);
         let joined = (1..50).filter(|&connection| newcomers.join(looks(connection), now, anybody).is_some()).count();
         assert_eq!(joined, PARTY_CONNECTIONS_MAX - 1, "no browser opens more connections");
-        assert_eq!(newcomers.join(Looks { browser: 8, connection: 0 }, now, anybody), None, "another browser");
+        assert_eq!(newcomers.join(Looks { browser: 8, ..looks(0) }, now, anybody), None, "another browser");
         let mut one_proxy = Newcomers::default();
         one_proxy.found(looks(0), HOME, now);
         let joined = (1..200).filter(|_| one_proxy.join(looks(0), now, anybody).is_some()).count();
         assert_eq!(joined, PARTY_PAGES_MAX as usize - 1, "nor so many tabs");
+    }
+
+    /// Every request had a connection of its own there, and the seventh of ten tabs another worker.
+    #[test]
+    fn ten_tabs_through_a_proxy_get_one_worker_and_a_whole_school_does_not() {
+        let (mut newcomers, now) = (Newcomers::default(), Instant::now());
+        let unseen = Looks { browser: 7, connection: None };
+        newcomers.found(unseen, HOME, now);
+        let joined = (1..50).filter(|_| newcomers.join(unseen, now, anybody).is_some()).count();
+        assert!((9..16).contains(&joined), "{joined}");
+        assert_eq!(newcomers.follow(unseen, now), Some(HOME));
     }
 
     #[test]
@@ -209,25 +264,29 @@ mod tests {
         let fingerprints = Fingerprints::default();
         let client = BindingKey { client: Addr::v4([192, 0, 2, 1]), app: 0, reserved: 0 };
         let with = |agent: &'static str| HeaderMap::from_iter([(USER_AGENT, agent.parse().expect("a header"))]);
-        assert_eq!(fingerprints.of(&client, &HeaderMap::new(), None, 1), None);
-        let one = fingerprints.of(&client, &with("a"), None, 1);
-        assert_eq!(one, fingerprints.of(&client, &with("a"), None, 1));
-        assert_ne!(one, fingerprints.of(&client, &with("b"), None, 1));
-        assert_ne!(one, fingerprints.of(&client, &with("a"), Some(3), 1));
+        assert_eq!(fingerprints.of(&client, &HeaderMap::new(), None, Some(1)), None);
+        let one = fingerprints.of(&client, &with("a"), None, Some(1));
+        assert_eq!(one, fingerprints.of(&client, &with("a"), None, Some(1)));
+        assert_ne!(one, fingerprints.of(&client, &with("b"), None, Some(1)));
+        assert_ne!(one, fingerprints.of(&client, &with("a"), Some(3), Some(1)));
         let next_door = BindingKey { client: Addr::v4([192, 0, 2, 2]), ..client };
-        assert_ne!(one, fingerprints.of(&next_door, &with("a"), None, 1));
+        assert_ne!(one, fingerprints.of(&next_door, &with("a"), None, Some(1)));
     }
 
     #[test]
     fn the_table_is_bounded_and_forgets() {
         let (mut newcomers, now) = (Newcomers::default(), Instant::now());
-        let nth = |browser| Looks { browser, connection: browser };
+        let nth = |browser| Looks { browser, connection: Some(browser) };
         for browser in 0..PARTIES_MAX as u64 + 10 {
             newcomers.found(nth(browser), HOME, now);
             newcomers.answered(nth(browser), HOME, now);
         }
-        assert_eq!(newcomers.0.len(), PARTIES_MAX);
+        assert_eq!(newcomers.parties.len(), PARTIES_MAX);
         newcomers.found(nth(u64::MAX), HOME, now + PARTY_FOLLOWED * 2);
-        assert_eq!(newcomers.0.len(), 1);
+        assert_eq!(newcomers.parties.len(), 1);
+        for _ in 0..PARTIES_OF_A_BROWSER_MAX * 2 {
+            newcomers.found(looks(0), HOME, now);
+        }
+        assert_eq!(newcomers.parties[&7].len(), PARTIES_OF_A_BROWSER_MAX);
     }
 }

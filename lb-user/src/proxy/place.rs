@@ -25,8 +25,8 @@ pub struct Visitor {
     pub address: IpAddr,
     /// It came by TLS.
     pub is_secure: bool,
-    /// Its connection's number.
-    pub connection: u64,
+    /// Its connection's number, if that is its own.
+    pub connection: Option<u64>,
     pub presented: Presented,
     /// Asks for a page of its own: whatever it gets begins anew.
     pub navigates: bool,
