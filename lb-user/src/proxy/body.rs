@@ -182,6 +182,12 @@ pub enum ResponseBody {
     Told(Box<ToldBody>),
 }
 
+/// A body with what is dropped when it has ended.
+pub struct Beside<T> {
+    body: ResponseBody,
+    _kept: T,
+}
+
 /// A body that is counted.
 pub struct ToldBody {
     body: ResponseBody,
@@ -202,6 +208,11 @@ impl ResponseBody {
     /// The same, with its line in the access log.
     pub fn told(self, entry: Entry) -> Self {
         Self::Told(Box::new(ToldBody { body: self, entry }))
+    }
+
+    /// The same, and what is to be kept until it has ended.
+    pub fn beside<T>(self, kept: T) -> Beside<T> {
+        Beside { body: self, _kept: kept }
     }
 
     pub fn worker(arriving: Arriving, load: LoadGuard) -> Self {
@@ -241,5 +252,22 @@ impl Body for ResponseBody {
             Self::Worker(body) => body.arriving.size_hint(),
             Self::Told(told) => told.body.size_hint(),
         }
+    }
+}
+
+impl<T: Unpin> Body for Beside<T> {
+    type Data = Bytes;
+    type Error = Failed;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failed>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

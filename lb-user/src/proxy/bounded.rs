@@ -172,11 +172,13 @@ async fn who_gives_up_waiting_leaves_the_queue_to_those_behind() {
     let mut waiting = Vec::new();
     for number in 0..3 {
         let mut client = world.connect().await;
-        client.write_all(format!("GET /{number} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await.unwrap();
+        // The first one is about to ask for more.
+        let more = if number == 0 { "G" } else { "" };
+        client.write_all(format!("GET /{number} HTTP/1.1\r\nHost: a\r\n\r\n{more}").as_bytes()).await.unwrap();
         until("one more in the queue", || world.proxy.held(0) == number + 1).await;
         waiting.push(client);
     }
-    // The first one, who watches for all of them.
+    // It watches for all of them.
     drop(waiting.remove(0));
     until("its place to be left", || world.proxy.held(0) == 2).await;
     at_worker.write_all(DONE).await.unwrap();

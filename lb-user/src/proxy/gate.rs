@@ -3,18 +3,24 @@
 //!
 //! Reads along between the socket and hyper and changes nothing, until a head is bad: hyper gets that head and not a
 //! byte of what follows. hyper still judges all that is judged here, and more; this only has to know where heads begin.
+//!
+//! What comes behind a request is kept back until that one is answered. hyper would take it at once, and not look any more
+//! whether its client is still there.
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 
+use bytes::{Buf as _, Bytes, BytesMut};
 use memchr::memchr;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::limits::PIPELINED_BYTES_MAX;
 
 /// Bytes of a line that are kept when it comes in pieces, and that a line has which says how long a body is.
 const LINE_KEPT: usize = 64;
@@ -25,46 +31,100 @@ const SIZE_DIGITS_MAX: usize = 32;
 pub struct Gate<S> {
     stream: S,
     reader: Reader,
+    /// What has come behind a request that is not answered.
+    kept: BytesMut,
     shared: Arc<Judgement>,
 }
 
-/// Which of a connection's requests is bad, told to whoever handles them.
+/// Which of a connection's requests is bad, told to whoever handles them; and which are answered, told by them.
 #[derive(Default)]
 pub struct Judgement {
     /// Counted from 1; 0 while none is. The last of its connection, since nothing is read behind it.
     bad: AtomicU64,
     handled: AtomicU64,
+    answered: AtomicU64,
     has_switched: AtomicBool,
+    /// Who waits for an answer's end to read on.
+    waits: AtomicBool,
+    waiting: Mutex<Option<Waker>>,
 }
 
 /// Marks a request whose head is bad.
 #[derive(Clone)]
 pub struct Unclear;
 
+/// A request that is being answered, until this is dropped: from then on what came behind it is read.
+pub struct Answering(Arc<Judgement>);
+
 impl Judgement {
-    /// For each request once, in their order: whether its head is bad.
-    pub fn next_is_bad(&self) -> bool {
+    /// For each request once, in their order: and whether its head is bad.
+    pub fn begin(self: &Arc<Self>) -> (Answering, bool) {
         let number = self.handled.fetch_add(1, Ordering::Relaxed) + 1;
         // Set before hyper was given the last byte of that head.
-        self.bad.load(Ordering::Acquire) == number
+        (Answering(Arc::clone(self)), self.bad.load(Ordering::Acquire) == number)
     }
 
+    fn waiting(&self, waker: Option<Waker>) -> Option<Waker> {
+        std::mem::replace(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner), waker)
+    }
+}
+
+impl Answering {
     /// What comes from now on is another protocol. To be called before the client is told.
     pub fn switch(&self) {
-        self.has_switched.store(true, Ordering::Release);
+        self.0.has_switched.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.answered.fetch_add(1, Ordering::Release);
+        if self.0.waits.swap(false, Ordering::AcqRel)
+            && let Some(waker) = self.0.waiting(None)
+        {
+            waker.wake();
+        }
     }
 }
 
 impl<S> Gate<S> {
     pub fn new(stream: S) -> (Self, Arc<Judgement>) {
         let shared = Arc::<Judgement>::default();
-        (Self { stream, reader: Reader::default(), shared: Arc::clone(&shared) }, shared)
+        let gate = Self { stream, reader: Reader::default(), kept: BytesMut::new(), shared: Arc::clone(&shared) };
+        (gate, shared)
     }
 
-    /// The stream, unless something has been kept from whoever read here: a client that speaks another protocol before
-    /// it is told to is taken at its word that these are requests.
-    pub fn into_inner(self) -> Option<S> {
-        (!self.reader.is_bad).then_some(self.stream)
+    /// The stream, and what has come behind the last request.
+    pub fn into_inner(self) -> (S, Bytes) {
+        (self.stream, self.kept.freeze())
+    }
+
+    /// Whether what comes next is hyper's: the rest of a request, or the next one if all before it are answered.
+    fn may_go_on(&self) -> bool {
+        !self.reader.is_between || self.shared.answered.load(Ordering::Acquire) >= self.reader.heads
+    }
+
+    /// What hyper may have of this now, in bytes.
+    fn judge(&mut self, bytes: &[u8]) -> usize {
+        if self.shared.has_switched.load(Ordering::Acquire) {
+            return bytes.len();
+        }
+        let read = self.reader.read(bytes);
+        if self.reader.is_bad {
+            self.shared.bad.store(self.reader.heads, Ordering::Release);
+        }
+        read
+    }
+
+    /// Who waits because of what is kept is woken by its answer's end.
+    fn wait(&self, cx: &Context<'_>) {
+        if !self.kept.is_empty() {
+            drop(self.shared.waiting(Some(cx.waker().clone())));
+            self.shared.waits.store(true, Ordering::Release);
+            if self.may_go_on() {
+                cx.waker().wake_by_ref();
+            }
+        }
     }
 }
 
@@ -82,17 +142,35 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
                 "a chunk's size is too long, or LF alone ends a line",
             )));
         }
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut gate.stream).poll_read(cx, buffer))?;
-        if gate.shared.has_switched.load(Ordering::Acquire) {
+        if !gate.kept.is_empty() && gate.may_go_on() {
+            let mut kept = std::mem::take(&mut gate.kept);
+            let read = gate.judge(&kept[..kept.len().min(buffer.remaining())]);
+            buffer.put_slice(&kept[..read]);
+            kept.advance(read);
+            gate.kept = kept;
             return Poll::Ready(Ok(()));
         }
-        let read = gate.reader.read(&buffer.filled()[before..]);
-        buffer.set_filled(before + read);
-        if gate.reader.is_bad {
-            gate.shared.bad.store(gate.reader.heads, Ordering::Release);
+        loop {
+            if gate.kept.len() >= PIPELINED_BYTES_MAX {
+                gate.wait(cx);
+                return Poll::Pending;
+            }
+            let before = buffer.filled().len();
+            if Pin::new(&mut gate.stream).poll_read(cx, buffer)?.is_pending() {
+                gate.wait(cx);
+                return Poll::Pending;
+            }
+            let come = &buffer.filled()[before..];
+            if come.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let read = if gate.may_go_on() { gate.judge(come) } else { 0 };
+            gate.kept.extend_from_slice(&come[read..]);
+            buffer.set_filled(before + read);
+            if read > 0 {
+                return Poll::Ready(Ok(()));
+            }
         }
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -134,6 +212,8 @@ struct Reader {
     head: Head,
     /// Heads that have ended.
     heads: u64,
+    /// Behind a request, of whose next one nothing has come.
+    is_between: bool,
     is_bad: bool,
     /// In a body, where nothing that follows can be found any more.
     is_lost: bool,
@@ -163,18 +243,19 @@ struct Head {
 }
 
 impl Reader {
-    /// How much of it hyper may have: all, or up to where it must not read on.
+    /// How much of it hyper may have: up to the end of the request, or to where it must not read on.
     fn read(&mut self, bytes: &[u8]) -> usize {
+        self.is_between &= bytes.is_empty();
         let mut rest = bytes;
-        while !rest.is_empty() && !self.is_bad && !self.is_lost {
+        while !rest.is_empty() && !self.is_between && !self.is_bad && !self.is_lost {
             if let At::Data { left, is_chunk } = self.at {
                 let now = rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
                 rest = &rest[now..];
-                self.at = match (left - now as u64, is_chunk) {
-                    (0, false) => At::Head,
-                    (0, true) => At::ChunkSize,
-                    (left, _) => At::Data { left, is_chunk },
-                };
+                match (left - now as u64, is_chunk) {
+                    (0, false) => self.ends(),
+                    (0, true) => self.at = At::ChunkSize,
+                    (left, _) => self.at = At::Data { left, is_chunk },
+                }
                 continue;
             }
             let end = memchr(b'\n', rest);
@@ -228,7 +309,7 @@ impl Reader {
             }
             // hyper takes what follows such a line for trailers.
             At::Trailers if last != b'\r' => self.is_lost = true,
-            At::Trailers if is_empty => self.at = At::Head,
+            At::Trailers if is_empty => self.ends(),
             At::Trailers | At::Data { .. } => {}
         }
     }
@@ -237,11 +318,17 @@ impl Reader {
         let head = std::mem::take(&mut self.head);
         self.heads += 1;
         self.is_bad = head.is_bad || head.is_chunked && head.length.is_some();
-        self.at = match head.length {
-            _ if head.is_chunked => At::ChunkSize,
-            None | Some(0) => At::Head,
-            Some(left) => At::Data { left, is_chunk: false },
-        };
+        match head.length {
+            _ if head.is_chunked => self.at = At::ChunkSize,
+            None | Some(0) => self.ends(),
+            Some(left) => self.at = At::Data { left, is_chunk: false },
+        }
+    }
+
+    /// The request does.
+    fn ends(&mut self) {
+        self.at = At::Head;
+        self.is_between = true;
     }
 }
 
@@ -289,10 +376,10 @@ mod tests {
     fn read(text: &str, size: usize) -> (u64, bool, usize) {
         let mut reader = Reader::default();
         let mut got = 0;
-        for piece in text.as_bytes().chunks(size) {
-            got += reader.read(piece);
-            if reader.is_bad {
-                break;
+        for mut piece in text.as_bytes().chunks(size) {
+            while !piece.is_empty() && !reader.is_bad {
+                let read = reader.read(piece);
+                (got, piece) = (got + read, &piece[read..]);
             }
         }
         (reader.heads, reader.is_bad, got)
@@ -366,8 +453,8 @@ mod tests {
 
     #[test]
     fn each_request_is_told_apart() {
-        let judgement = Judgement::default();
+        let judgement = Arc::<Judgement>::default();
         judgement.bad.store(2, Ordering::Release);
-        assert_eq!([(); 3].map(|()| judgement.next_is_bad()), [false, true, false]);
+        assert_eq!([(); 3].map(|()| judgement.begin().1), [false, true, false]);
     }
 }

@@ -17,6 +17,9 @@ pub const HEAD_BYTES_MAX: usize = http::HEAD_BYTES_MAX as usize;
 pub const HEADERS_MAX: usize = 100;
 /// Read buffer of one connection, in bytes.
 pub const BUFFER_BYTES_MAX: usize = 64 * 1024;
+/// Bytes behind a request of HTTP/1.1 that are read before it is answered, beyond those that came with it. Of a client who
+/// sends more it is not seen whether he is still there.
+pub const PIPELINED_BYTES_MAX: usize = 8 * 1024;
 /// Probing of a silent peer, so that a client that vanished does not hold its tunnel for ever.
 pub const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 /// A client that takes nothing of what waits for it is given up after this; without it a client that keeps its window shut

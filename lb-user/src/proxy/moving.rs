@@ -146,6 +146,10 @@ async fn a_client_that_goes_takes_its_request_with_it() {
         "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx",
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nx",
+        // Each hid it that the client had gone.
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\n\r",
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\nGET / HTTP/1.1\r\n",
     ] {
         for answer in ["", "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nwork"] {
             let mut client = world.connect().await;
@@ -161,5 +165,40 @@ async fn a_client_that_goes_takes_its_request_with_it() {
             // A reset is an end, too.
             drop(soon("the end", stream.read_to_end(&mut rest)).await);
         }
+    }
+}
+
+/// Each is kept back until the one before it is answered.
+#[tokio::test]
+async fn requests_that_are_sent_at_once_are_answered_in_their_order() {
+    let workers = workers(1).await;
+    let world = world(route(Affinity::Ip, routes(&workers))).await;
+    let mut all = String::new();
+    for number in 0..100 {
+        let body = "x".repeat(number * 50);
+        match number % 3 {
+            0 => all += &format!("GET /{number} HTTP/1.1\r\nHost: a\r\n\r\n"),
+            1 => all += &format!("PUT /{number} HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len()),
+            _ => {
+                let head = format!("PUT /{number} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+                all += &format!("{head}{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+            }
+        }
+    }
+    all += "GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    for size in [all.len(), 1_000, 1] {
+        let client = world.connect().await;
+        let (mut reads, mut writes) = client.into_split();
+        let sending = async {
+            for piece in all.as_bytes().chunks(size) {
+                writes.write_all(piece).await.unwrap();
+            }
+        };
+        let mut answers = String::new();
+        soon("the answers", async { tokio::join!(sending, reads.read_to_string(&mut answers)) }).await.1.unwrap();
+        let asked: Vec<_> =
+            answers.lines().filter(|line| line.starts_with("GET /") || line.starts_with("PUT /")).collect();
+        assert_eq!(asked.len(), 101, "in pieces of {size}");
+        assert!((0..100).zip(&asked).all(|(number, line)| line[5..] == number.to_string()), "{asked:?}");
     }
 }

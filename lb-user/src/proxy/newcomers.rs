@@ -137,7 +137,7 @@ impl Newcomers {
         };
         match self.parties.entry(looks.browser) {
             Entry::Occupied(mut parties) if parties.get().len() < PARTIES_OF_A_BROWSER_MAX => {
-                parties.get_mut().push(party)
+                parties.get_mut().push(party);
             }
             Entry::Vacant(none) if has_room => drop(none.insert(vec![party])),
             _ => {}

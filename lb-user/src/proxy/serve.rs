@@ -13,10 +13,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
-use super::body::ResponseBody;
+use super::body::Beside;
 use super::connection::Connection;
 use super::counters::Counter;
-use super::gate::{Gate, Unclear};
+use super::gate::{Answering, Gate, Unclear};
 use super::handle::handle;
 use super::limits::{
     BUFFER_BYTES_MAX, H2_CONNECTION_WINDOW_BYTES, H2_IDLE, H2_PENDING_RESETS_MAX, H2_PING_INTERVAL, H2_PING_TIMEOUT,
@@ -71,18 +71,19 @@ impl Settings {
         let told = Arc::clone(&talk);
         let (stream, judgement) = Gate::new(stream);
         let service = service_fn(move |mut request: http::Request<Incoming>| {
-            let (connection, talk, judgement) = (Arc::clone(&connection), Arc::clone(&told), Arc::clone(&judgement));
+            let (connection, talk) = (Arc::clone(&connection), Arc::clone(&told));
+            let (answering, is_bad) = judgement.begin();
             talk.begins(&request);
-            if judgement.next_is_bad() {
+            if is_bad {
                 request.extensions_mut().insert(Unclear);
             }
             async move {
                 let response = handle(connection, request).await;
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                    judgement.switch();
+                    answering.switch();
                 }
                 talk.is_asked.store(false, Ordering::Relaxed);
-                Ok::<_, Infallible>(response)
+                Ok::<_, Infallible>(response.map(|body| body.beside(answering)))
             }
         });
         let served = self.http1.serve_connection(TokioIo::new(stream), service).with_upgrades();
@@ -186,7 +187,7 @@ async fn run<S>(
     talk: Arc<Talk>,
     mut shutdown: watch::Receiver<Shutdown>,
 ) where
-    S: hyper::service::HttpService<Incoming, ResBody = ResponseBody>,
+    S: hyper::service::HttpService<Incoming, ResBody = Beside<Answering>>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let mut served = pin!(served);

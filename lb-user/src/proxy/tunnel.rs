@@ -104,11 +104,8 @@ pub async fn run(
     };
     // A stream of an HTTP/2 connection has no socket of its own, and no gate before it.
     let (client, to_worker) = match under::<Gate<ClientStream>>(client) {
-        Ok((gate, to_worker)) => (gate.into_inner(), to_worker),
-        Err(stream) => (Some(ClientStream::Multiplexed(TokioIo::new(stream))), Bytes::new()),
-    };
-    let Some(client) = client else {
-        return tracing::debug!("tunnel not opened: the client did not wait for the 101");
+        Ok((gate, _)) => gate.into_inner(),
+        Err(stream) => (ClientStream::Multiplexed(TokioIo::new(stream)), Bytes::new()),
     };
     let backend = route.backend;
     drop(route);

@@ -80,14 +80,38 @@ async fn two_framings_are_refused_with_all_that_follows() {
     assert_eq!(world.count(Counter::RefusedBadRequest), 1);
 }
 
-/// It is read as requests until the 101, and would be missing from what the worker gets.
+/// Nobody but the worker knows what it is, before it has answered.
 #[tokio::test]
-async fn a_client_that_does_not_wait_for_the_101_with_what_is_no_request_gets_no_tunnel() {
-    let eager = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: greet\r\n\r\nhello";
-    let world = world(route(Affinity::Ip, vec![raw_worker(0, move |_, _| eager).await])).await;
-    let answer = world.raw("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: greet\r\n\r\nx\n\nx").await;
-    assert!(!answer.contains("hello"), "{answer}");
-    assert_eq!(world.count(Counter::TunnelsOpened), 0);
+async fn what_a_client_sends_before_the_101_is_the_workers_if_it_switches_and_else_a_request() {
+    let ask = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: greet\r\n\r\n";
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let world = world(route(Affinity::Ip, vec![worker_at(0, listener.local_addr().unwrap())])).await;
+    for (early, answer, then) in [
+        ("x\n\nx", "101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: greet", "x\n\nx"),
+        ("x\n\nx", "403 Forbidden\r\ncontent-length: 0", ""),
+        ("GET /b HTTP/1.1\r\nHost: a\r\n\r\n", "403 Forbidden\r\ncontent-length: 0", "GET /b HTTP/1.1\r\n"),
+    ] {
+        let mut client = world.connect().await;
+        client.write_all(format!("{ask}{early}").as_bytes()).await.unwrap();
+        let (mut worker, _) = soon("a connection", listener.accept()).await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"\r\n\r\n") {
+            seen.push(soon("the request", worker.read_u8()).await.unwrap());
+        }
+        worker.write_all(format!("HTTP/1.1 {answer}\r\n\r\n").as_bytes()).await.unwrap();
+        if then.is_empty() {
+            let mut answers = String::new();
+            soon("two answers", client.read_to_string(&mut answers)).await.unwrap();
+            assert!(answers.contains("403 Forbidden") && answers.contains("400 Bad Request"), "{answers}");
+        } else {
+            // A request for something else may have a connection of its own.
+            let mut worker = if then.starts_with("GET") { listener.accept().await.unwrap().0 } else { worker };
+            let mut rest = vec![0; then.len()];
+            soon("what came early", worker.read_exact(&mut rest)).await.unwrap();
+            assert_eq!(String::from_utf8(rest).unwrap(), then);
+        }
+    }
+    assert_eq!(world.count(Counter::TunnelsOpened), 1);
 }
 
 #[tokio::test]

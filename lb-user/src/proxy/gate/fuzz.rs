@@ -44,7 +44,9 @@ enum End {
 
 impl Seen {
     fn of(text: &[u8], size: usize) -> Self {
-        let (mut gate, judgement) = Gate::new(Pieces::new(text, size));
+        let (mut gate, judgement) = Gate::new(Pieces::new(text, size, true));
+        // Each is answered before it has ended: what is kept back, and until when, is not asked here.
+        judgement.answered.store(u64::MAX, Ordering::Release);
         let mut passed = 0;
         let mut bytes = vec![0; 4_096];
         let end = loop {
@@ -52,7 +54,7 @@ impl Seen {
             match Pin::new(&mut gate).poll_read(&mut Context::from_waker(Waker::noop()), &mut buffer) {
                 Poll::Pending => break End::Bad(judgement.bad.load(Ordering::Acquire)),
                 Poll::Ready(Err(_)) => break End::Lost,
-                Poll::Ready(Ok(())) if buffer.filled().is_empty() && gate.stream.0.is_empty() => break End::Whole,
+                Poll::Ready(Ok(())) if buffer.filled().is_empty() && gate.stream.pieces.is_empty() => break End::Whole,
                 Poll::Ready(Ok(())) => {
                     assert!(text[passed..].starts_with(buffer.filled()), "what passes is what came");
                     passed += buffer.filled().len();
@@ -67,10 +69,10 @@ impl Seen {
 fn is_one_with_hyper(text: &[u8], size: usize) {
     let starts = starts(text);
     let handed = Arc::new(Mutex::new(Vec::new()));
-    let (gate, judgement) = Gate::new(Pieces::new(text, size));
+    let (gate, judgement) = Gate::new(Pieces::new(text, size, false));
     let (told, shared) = (Arc::clone(&handed), Arc::clone(&judgement));
     let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
-        let is_bad = shared.next_is_bad();
+        let (answering, is_bad) = shared.begin();
         told.lock().expect("no panic before").push((request.uri().clone(), is_bad));
         async move {
             let mut response = http::Response::new(Empty::<Bytes>::new());
@@ -80,6 +82,7 @@ fn is_one_with_hyper(text: &[u8], size: usize) {
                 // A body that is broken ends the connection.
                 drop(request.into_body().collect().await);
             }
+            drop(answering);
             Ok::<_, Infallible>(response)
         }
     });
@@ -124,23 +127,27 @@ fn starts(text: &[u8]) -> Vec<usize> {
     starts
 }
 
-/// A client that sends so much at a time, reads everything, and says no more then.
-struct Pieces(VecDeque<Vec<u8>>);
+/// A client that sends so much at a time, reads everything, and then goes, or waits.
+struct Pieces {
+    pieces: VecDeque<Vec<u8>>,
+    goes: bool,
+}
 
 impl Pieces {
-    fn new(text: &[u8], size: usize) -> Self {
-        Self(text.chunks(size.max(1)).map(<[u8]>::to_vec).collect())
+    fn new(text: &[u8], size: usize, goes: bool) -> Self {
+        Self { pieces: text.chunks(size.max(1)).map(<[u8]>::to_vec).collect(), goes }
     }
 }
 
 impl AsyncRead for Pieces {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if let Some(mut piece) = self.0.pop_front() {
-            let rest = piece.split_off(piece.len().min(buffer.remaining()));
-            buffer.put_slice(&piece);
-            if !rest.is_empty() {
-                self.0.push_front(rest);
-            }
+        let Some(mut piece) = self.pieces.pop_front() else {
+            return if self.goes { Poll::Ready(Ok(())) } else { Poll::Pending };
+        };
+        let rest = piece.split_off(piece.len().min(buffer.remaining()));
+        buffer.put_slice(&piece);
+        if !rest.is_empty() {
+            self.pieces.push_front(rest);
         }
         Poll::Ready(Ok(()))
     }

@@ -36,9 +36,12 @@ impl Traffic {
     }
 }
 
-/// Hears what the worker says, for [`LEARN_TIME`] at most.
+/// Hears what the worker says, until it says false.
+type Hear<'a> = dyn FnMut(&[u8]) -> bool + Send + 'a;
+
+/// Whoever hears what the worker says, for [`LEARN_TIME`] at most.
 pub struct Ear<'a> {
-    hear: Box<dyn FnMut(&[u8]) -> bool + Send + 'a>,
+    hear: Box<Hear<'a>>,
     until: Instant,
 }
 
