@@ -45,6 +45,8 @@ counters! {
     Http2Connections = "http_h2_connections",
     /// HTTP/2 connections that broke, or were closed because their client broke the rules.
     Http2Broken = "http_h2_broken",
+    /// Streams of HTTP/2 ended because their client took nothing of the answer for 15 minutes.
+    Http2Stalled = "http_h2_stalled",
     /// Requests received, refused ones included.
     Requests = "http_requests",
     /// Requests held because no worker could take them.

@@ -23,7 +23,8 @@ pub const PIPELINED_BYTES_MAX: usize = 8 * 1024;
 /// Probing of a silent peer, so that a client that vanished does not hold its tunnel for ever.
 pub const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 /// A client that takes nothing of what waits for it is given up after this; without it a client that keeps its window shut
-/// would hold its worker's answer for ever (TCP_USER_TIMEOUT, tcp(7)). Not before the kernel gives up one that is silent.
+/// would hold its worker's answer for ever (TCP_USER_TIMEOUT, tcp(7); by HTTP/2 it may keep a single stream's shut). Not before
+/// the kernel gives up one that is silent.
 pub const CLIENT_STALL: Duration = Duration::from_secs(15 * 60);
 
 /// Between warnings of connections that are refused for their PROXY header.

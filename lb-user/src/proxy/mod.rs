@@ -59,6 +59,7 @@ mod sessions;
 #[cfg(test)]
 mod sharing;
 mod stream;
+mod streams;
 #[cfg(test)]
 pub(crate) mod testing;
 mod told;

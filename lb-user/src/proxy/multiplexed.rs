@@ -1,5 +1,7 @@
 //! HTTP/2 as clients of the HTTP path see it.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use http::{Method, Request, Response, Version};
@@ -11,10 +13,13 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
+use super::limits::CLIENT_STALL;
 use super::testing::*;
 use super::{Counter, Shutdown};
 use crate::config::{Affinity, Route};
@@ -298,4 +303,66 @@ async fn a_connection_that_asks_for_nothing_ends() {
     drop(connection.await);
     drop(client);
     assert_eq!(world.count(Counter::Http2Connections), 2);
+}
+
+/// Lets hours pass in steps in which what is on its way arrives.
+fn tick() {
+    tokio::spawn(async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+}
+
+/// A client that takes so many bytes of what a stream brings, and answers all pings.
+async fn shut(world: &World, window: u32) -> (h2::client::SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>) {
+    let mut client = h2::client::Builder::new();
+    let (client, connection) = client.initial_window_size(window).handshake(world.connect().await).await.unwrap();
+    let connection = tokio::spawn(connection);
+    (client.ready().await.unwrap(), connection)
+}
+
+/// Each held its worker's slot for ever.
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_which_its_client_takes_nothing_is_ended_and_no_other() {
+    tick();
+    let (listener, worker) = by_hand().await;
+    let load = worker.load.clone();
+    let world = world_h2(route(Affinity::Ip, vec![worker])).await;
+    let (mut client, _connection) = shut(&world, 0).await;
+    let mut ask = async |answer: &str| {
+        let (response, _) = client.send_request(Request::get("http://a/").body(()).unwrap(), true).unwrap();
+        let (mut worker, _) = listener.accept().await.unwrap();
+        worker.write_all(answer.as_bytes()).await.unwrap();
+        (response.await.unwrap().into_body(), worker)
+    };
+    let long = format!("HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n{}", "x".repeat(50_000));
+    let whole = format!("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwhole");
+    let (mut stalled, mut its_worker) = ask(&long).await;
+    let (mut last, _) = ask(&whole).await;
+    let (silent, other_worker) = ask("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n").await;
+    let begun = tokio::time::Instant::now();
+    drop(timeout(CLIENT_STALL * 2, its_worker.read_to_end(&mut Vec::new())).await.expect("the end of what stalled"));
+    assert!(begun.elapsed() >= CLIENT_STALL - Duration::from_secs(1), "{:?}", begun.elapsed());
+    for body in [&mut stalled, &mut last] {
+        assert_eq!(body.data().await.unwrap().unwrap_err().reason(), Some(h2::Reason::CANCEL));
+    }
+    tokio::time::sleep(CLIENT_STALL * 2).await;
+    assert_eq!((load.open.count(), world.count(Counter::Http2Stalled)), (1, 2), "a worker may be silent for hours");
+    drop((silent, other_worker));
+}
+
+/// The last of it was in memory for as long as the client answered pings.
+#[tokio::test(start_paused = true)]
+async fn a_connection_ends_whose_client_does_not_take_the_last_of_its_answers() {
+    tick();
+    let worker = raw_worker(0, |_, _| "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwhole").await;
+    let load = worker.load.clone();
+    let world = world_h2(route(Affinity::Ip, vec![worker])).await;
+    let (mut client, connection) = shut(&world, 1).await;
+    let (response, _) = client.send_request(Request::get("http://a/").body(()).unwrap(), true).unwrap();
+    let body = response.await.unwrap().into_body();
+    assert_eq!(load.open.count(), 0, "the worker has done its part");
+    drop(timeout(CLIENT_STALL * 3, connection).await.expect("an end"));
+    drop((body, client));
 }

@@ -9,7 +9,7 @@ use http::StatusCode;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
@@ -25,12 +25,12 @@ use super::limits::{
 use super::listen::{leaving, stopped};
 use super::seldom::unless;
 use super::stream::ClientStream;
+use super::streams::{Offered, Streams};
 use super::{Inner, Shutdown};
 
 /// hyper's, for all connections of a listener.
 pub struct Settings {
     http1: http1::Builder,
-    http2: http2::Builder<TokioExecutor>,
 }
 
 impl Settings {
@@ -41,7 +41,11 @@ impl Settings {
             .header_read_timeout(HEAD_READ_TIMEOUT)
             .max_header_size(HEAD_BYTES_MAX)
             .max_buf_size(BUFFER_BYTES_MAX);
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        Self { http1 }
+    }
+
+    fn h2(streams: Streams) -> http2::Builder<Streams> {
+        let mut http2 = http2::Builder::new(streams);
         http2
             .timer(TokioTimer::new())
             .max_concurrent_streams(H2_STREAMS_MAX)
@@ -54,12 +58,12 @@ impl Settings {
             .keep_alive_interval(H2_PING_INTERVAL)
             .keep_alive_timeout(H2_PING_TIMEOUT)
             .enable_connect_protocol();
-        Self { http1, http2 }
+        http2
     }
 
     pub async fn serve(&self, proxy: &Inner, connection: Arc<Connection>, stream: ClientStream, is_h2: bool) {
         if is_h2 {
-            self.http2(proxy, connection, stream).await;
+            Self::http2(proxy, connection, stream).await;
         } else {
             self.http1(proxy, connection, stream).await;
         }
@@ -92,7 +96,7 @@ impl Settings {
 
     /// Streams, also those of WebSockets, end by themselves after a GOAWAY: which is said when homing leaves, and to who
     /// asks for nothing any more.
-    async fn http2(&self, proxy: &Inner, connection: Arc<Connection>, stream: ClientStream) {
+    async fn http2(proxy: &Inner, connection: Arc<Connection>, stream: ClientStream) {
         let mut shutdown = connection.shutdown.clone();
         let (told, asked) = watch::channel(Asked::default());
         let told = Arc::new(told);
@@ -101,11 +105,12 @@ impl Settings {
             async move {
                 let response = handle(connection, request).await;
                 drop(busy);
-                Ok::<_, Infallible>(response)
+                Ok::<_, Infallible>(response.map(Offered))
             }
         });
         proxy.counters.add(Counter::Http2Connections);
-        let mut served = pin!(self.http2.serve_connection(TokioIo::new(stream), service));
+        let streams = Streams::new(&proxy.counters);
+        let mut served = pin!(Self::h2(streams.clone()).serve_connection(TokioIo::new(stream), service));
         let mut ended = tokio::select! {
             ended = served.as_mut() => Some(ended),
             () = leaving(&mut shutdown) => None,
@@ -116,6 +121,7 @@ impl Settings {
             ended = tokio::select! {
                 ended = served => Some(ended),
                 () = stopped(&mut shutdown) => None,
+                () = streams.are_over() => None,
             };
         }
         if let Some(Err(error)) = ended {

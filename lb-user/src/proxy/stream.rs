@@ -2,21 +2,44 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
 use tokio_rustls::server::TlsStream;
 
+use super::limits::CLIENT_STALL;
 use crate::gather::Room;
 
 pub enum ClientStream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
-    /// One stream of an HTTP/2 connection, become a tunnel.
-    Multiplexed(TokioIo<Upgraded>),
+    Multiplexed(Multiplexed),
+}
+
+/// One stream of an HTTP/2 connection, become a tunnel.
+pub struct Multiplexed {
+    stream: TokioIo<Upgraded>,
+    /// Runs while the client takes nothing: the kernel, which gives up such a client of another connection, does not see it.
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl Multiplexed {
+    pub fn new(stream: Upgraded) -> Self {
+        Self { stream: TokioIo::new(stream), pause: None }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(cx, bytes) {
+            self.pause = None;
+            return Poll::Ready(written);
+        }
+        ready!(self.pause.get_or_insert_with(|| Box::pin(sleep(CLIENT_STALL))).as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
 }
 
 impl ClientStream {
@@ -31,7 +54,7 @@ impl AsyncRead for ClientStream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Multiplexed(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Multiplexed(tunnel) => Pin::new(&mut tunnel.stream).poll_read(cx, buf),
         }
     }
 }
@@ -41,7 +64,7 @@ impl AsyncWrite for ClientStream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Multiplexed(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Multiplexed(tunnel) => tunnel.poll_write(cx, buf),
         }
     }
 
@@ -59,7 +82,7 @@ impl AsyncWrite for ClientStream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Multiplexed(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Multiplexed(tunnel) => tunnel.poll_write(cx, bufs.first().map_or(&[], |first| first)),
         }
     }
 
@@ -71,7 +94,7 @@ impl AsyncWrite for ClientStream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Multiplexed(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Multiplexed(tunnel) => Pin::new(&mut tunnel.stream).poll_flush(cx),
         }
     }
 
@@ -79,7 +102,7 @@ impl AsyncWrite for ClientStream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Multiplexed(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Multiplexed(tunnel) => Pin::new(&mut tunnel.stream).poll_shutdown(cx),
         }
     }
 }

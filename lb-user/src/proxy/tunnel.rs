@@ -34,7 +34,7 @@ use super::limits::{HANDOFF_TIMEOUT, TUNNEL_REBIND};
 use super::listen::stopped;
 use super::place::Place;
 use super::seldom::unless;
-use super::stream::ClientStream;
+use super::stream::{ClientStream, Multiplexed};
 use crate::address::Stream;
 
 /// Open tunnels per backend. hyper forgets a connection once it is upgraded; draining must not.
@@ -105,7 +105,7 @@ pub async fn run(
     // A stream of an HTTP/2 connection has no socket of its own, and no gate before it.
     let (client, to_worker) = match under::<Gate<ClientStream>>(client) {
         Ok((gate, _)) => gate.into_inner(),
-        Err(stream) => (ClientStream::Multiplexed(TokioIo::new(stream)), Bytes::new()),
+        Err(stream) => (ClientStream::Multiplexed(Multiplexed::new(stream)), Bytes::new()),
     };
     let backend = route.backend;
     drop(route);
