@@ -72,6 +72,7 @@ use shuttle::{Config, Runner, future, thread};
 use sync::{Arc, AtomicU32, Mutex, Notify, Ordering};
 use tokio::sync::watch;
 
+const CLIENT: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 const APP: u32 = 7;
 /// Orders that are tried of each test.
 const ORDERS: usize = 10_000;
@@ -111,7 +112,7 @@ impl House {
 
     /// As `proxy::admit` waits, for one of these workers. Which it was.
     async fn admit(&self, wanted: Range<usize>) -> Arc<Load> {
-        let turn = self.queues.join(APP, 10).expect("there is room in the queue");
+        let turn = self.queues.join(APP, 10, CLIENT).expect("there is room in the queue");
         let mut changes = self.takes.subscribe();
         loop {
             let takes = *changes.borrow_and_update();

@@ -77,7 +77,7 @@ impl Inner {
             tracing::debug!(app = &*route.name, "request refused: every worker is full");
             return Err(self.refused(Counter::RefusedFull, Refusal::Full));
         }
-        let turn = self.queues.join(visitor.app, route.http.queue);
+        let turn = self.queues.join(visitor.app, route.http.queue, visitor.address);
         let turn = turn.ok_or_else(|| self.refused(Counter::RefusedHeldFull, Refusal::HeldFull))?;
         let _held = Held::in_times(&route.times);
         drop(route);
@@ -92,6 +92,9 @@ impl Inner {
                 Ok(place) => return Ok(place),
                 Err(look) => look,
             };
+            if turn.is_over() {
+                return Err(self.refused(Counter::RefusedHeldFull, Refusal::HeldFull));
+            }
             self.check_failed(&route)?;
             self.notify(Notice::Demand { app: visitor.app });
             let (deadline, counter, refusal) = if is_full(&route) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::Counter;
 use super::testing::*;
@@ -184,6 +184,29 @@ async fn who_gives_up_waiting_leaves_the_queue_to_those_behind() {
     at_worker.write_all(DONE).await.unwrap();
     head(&mut inside).await;
     assert!(head(&mut at_worker).await.starts_with("GET /1 "));
+}
+
+#[tokio::test]
+async fn who_has_all_places_of_a_full_queue_gives_one_to_another_client() {
+    let (world, mut inside, mut at_worker) = taken(Http { full: LONG, queue: 2, ..Http::default() }).await;
+    let mut greedy = Vec::new();
+    for number in 0..2 {
+        let mut client = world.connect().await;
+        client.write_all(format!("GET /{number} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await.unwrap();
+        until("one more in the queue", || world.proxy.held(0) == number + 1).await;
+        greedy.push(client);
+    }
+    let other = TcpSocket::new_v4().unwrap();
+    other.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut other = other.connect(world.address).await.unwrap();
+    other.write_all(b"GET /other HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    assert!(head(&mut greedy[1]).await.starts_with("HTTP/1.1 503"));
+    assert_eq!((world.proxy.held(0), world.count(Counter::RefusedHeldFull)), (2, 1));
+    for asked in ["GET /0 ", "GET /other "] {
+        at_worker.write_all(DONE).await.unwrap();
+        assert!(head(&mut at_worker).await.starts_with(asked), "{asked}");
+    }
+    head(&mut inside).await;
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
 //! Who waits for a worker, or for room at one, app by app: the first to come is the first to be tried when something
-//! changes, and who cannot be placed does not keep those behind from it.
+//! changes, and who cannot be placed does not keep those behind from it. In a queue that is full, a client with many places
+//! gives its last one up for another client who has fewer.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 
 use super::limits::HELD_MAX;
 use super::vacancies::Vacancies;
@@ -16,14 +18,50 @@ pub struct Queues(Mutex<HashMap<u32, Queue>>);
 struct Queue {
     next: u64,
     /// By the order in which they came.
-    waiting: BTreeMap<u64, Arc<Notify>>,
+    waiting: BTreeMap<u64, Waiting>,
+    /// Places that a client has.
+    places: HashMap<IpAddr, usize>,
+}
+
+struct Waiting {
+    called: Arc<Notify>,
+    client: IpAddr,
 }
 
 impl Queue {
     fn call_behind(&self, number: u64) {
         if let Some((_, next)) = self.waiting.range(number + 1..).next() {
-            next.notify_one();
+            next.called.notify_one();
         }
+    }
+
+    /// A place for the client, at the end.
+    fn add(&mut self, client: IpAddr) -> (u64, Arc<Notify>) {
+        let number = self.next;
+        self.next += 1;
+        let called = Arc::new(Notify::new());
+        self.waiting.insert(number, Waiting { called: Arc::clone(&called), client });
+        *self.places.entry(client).or_default() += 1;
+        (number, called)
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&number)?;
+        if let Some(places) = self.places.get_mut(&waiting.client) {
+            *places -= 1;
+            if *places == 0 {
+                self.places.remove(&waiting.client);
+            }
+        }
+        Some(waiting)
+    }
+
+    /// Puts out the last of the client with the most places, if those are more than `places`. Whether one was.
+    fn put_one_out(&mut self, places: usize) -> bool {
+        let most = self.places.iter().max_by_key(|(_, places)| **places);
+        let Some((&client, _)) = most.filter(|(_, most)| **most > places) else { return false };
+        let last = self.waiting.iter().rev().find(|(_, waiting)| waiting.client == client).map(|(&number, _)| number);
+        last.and_then(|number| self.remove(number)).inspect(|waiting| waiting.called.notify_one()).is_some()
     }
 }
 
@@ -33,18 +71,21 @@ impl Queues {
         self.table().get(&app).map_or(0, |queue| queue.waiting.len())
     }
 
-    /// A turn at the end of the app's queue; `None` where `most` wait already, or [`HELD_MAX`] over all apps.
-    pub fn join(&self, app: u32, most: u32) -> Option<Turn<'_>> {
+    /// A turn at the end of the app's queue. Where `most` wait already, or [`HELD_MAX`] over all apps, it is another client's
+    /// of that app, or the longest queue's, if that has more than this one would have then; `None` where nobody has.
+    pub fn join(&self, app: u32, most: u32, client: IpAddr) -> Option<Turn<'_>> {
         let mut table = self.table();
         let all: usize = table.values().map(|queue| queue.waiting.len()).sum();
-        let queue = table.entry(app).or_default();
-        if all >= HELD_MAX || queue.waiting.len() >= most as usize {
-            return None;
+        let own = table.entry(app).or_default();
+        let (length, places) = (own.waiting.len(), own.places.get(&client).map_or(0, |places| *places));
+        let is_full = length >= most as usize;
+        if is_full || all >= HELD_MAX {
+            let longest = table.iter().max_by_key(|(_, queue)| queue.waiting.len());
+            let longer = longest.filter(|(_, queue)| !is_full && queue.waiting.len() > length + 1);
+            let (from, than) = longer.map_or((app, places + 1), |(&longer, _)| (longer, 0));
+            table.get_mut(&from).is_some_and(|queue| queue.put_one_out(than)).then_some(())?;
         }
-        let number = queue.next;
-        queue.next += 1;
-        let called = Arc::new(Notify::new());
-        queue.waiting.insert(number, Arc::clone(&called));
+        let (number, called) = table.entry(app).or_default().add(client);
         Some(Turn { queues: self, app, number, called })
     }
 
@@ -83,6 +124,11 @@ impl Turn<'_> {
         table.get(&self.app).and_then(|queue| queue.waiting.keys().next()) == Some(&self.number)
     }
 
+    /// Whether its place is another's now.
+    pub fn is_over(&self) -> bool {
+        !self.queues.table().get(&self.app).is_some_and(|queue| queue.waiting.contains_key(&self.number))
+    }
+
     /// Calls the one behind: something has changed, and this one has tried.
     pub fn pass_on(&self) {
         if let Some(queue) = self.queues.table().get(&self.app) {
@@ -101,7 +147,7 @@ impl Drop for Turn<'_> {
         if let Some(queue) = self.queues.table().get_mut(&self.app) {
             // Called but not tried, or first: either way the next one must know, and only when this one has left: it looks
             // whether it is the first now.
-            queue.waiting.remove(&self.number);
+            drop(queue.remove(self.number));
             queue.call_behind(self.number);
         }
     }

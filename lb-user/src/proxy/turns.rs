@@ -2,7 +2,13 @@
 
 use futures_util::FutureExt as _;
 
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::limits::HELD_MAX;
 use super::queue::{Queues, Turn};
+
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
 fn is_called(turn: &Turn<'_>) -> bool {
     turn.called().now_or_never().is_some()
@@ -11,9 +17,9 @@ fn is_called(turn: &Turn<'_>) -> bool {
 #[test]
 fn those_who_wait_are_called_in_the_order_in_which_they_came() {
     let queues = Queues::default();
-    let [first, second, third] = [(); 3].map(|()| queues.join(7, 3).expect("there is room"));
-    assert!(queues.join(7, 3).is_none(), "three may wait");
-    assert!(queues.join(8, 3).is_some(), "another app's queue is its own");
+    let [first, second, third] = [(); 3].map(|()| queues.join(7, 3, CLIENT).expect("there is room"));
+    assert!(queues.join(7, 3, CLIENT).is_none(), "three may wait");
+    assert!(queues.join(8, 3, CLIENT).is_some(), "another app's queue is its own");
     assert!(first.is_first() && !second.is_first());
     assert!(![&first, &second, &third].into_iter().any(is_called));
     first.pass_on();
@@ -29,8 +35,34 @@ fn those_who_wait_are_called_in_the_order_in_which_they_came() {
 #[test]
 fn who_leaves_with_the_call_in_hand_passes_it_on() {
     let queues = Queues::default();
-    let [first, second, third] = [(); 3].map(|()| queues.join(7, 9).expect("there is room"));
+    let [first, second, third] = [(); 3].map(|()| queues.join(7, 9, CLIENT).expect("there is room"));
     first.pass_on();
     drop(second);
     assert!(is_called(&third));
+}
+
+/// One client could take all places there are.
+#[test]
+fn in_a_full_queue_who_has_many_places_makes_room_for_who_has_few() {
+    let queues = Queues::default();
+    let [first, second, third] = [(); 3].map(|()| queues.join(7, 3, CLIENT).expect("there is room"));
+    let other = queues.join(7, 3, OTHER).expect("the other one has three");
+    assert!(third.is_over() && is_called(&third) && ![&first, &second, &other].into_iter().any(Turn::is_over));
+    assert!(queues.join(7, 3, OTHER).is_none(), "then it would have as many itself");
+    assert!(queues.join(7, 3, CLIENT).is_none());
+    drop(third);
+    assert_eq!(queues.of(7), 3, "its place is not given up twice");
+    drop((first, second));
+    let again = [(); 2].map(|()| queues.join(7, 3, CLIENT).expect("there is room"));
+    assert!(!again[1].is_over());
+}
+
+#[test]
+fn the_longest_queue_makes_room_for_another_app() {
+    let queues = Queues::default();
+    let long: Vec<_> = (0..HELD_MAX).map(|_| queues.join(7, u32::MAX, CLIENT).expect("there is room")).collect();
+    assert!(queues.join(7, u32::MAX, CLIENT).is_none());
+    let other = queues.join(8, 9, CLIENT).expect("app 7 has all");
+    assert_eq!((queues.of(7), queues.of(8)), (HELD_MAX - 1, 1));
+    assert!(long[HELD_MAX - 1].is_over() && !other.is_over());
 }
