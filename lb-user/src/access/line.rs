@@ -23,10 +23,11 @@ pub struct Line {
     pub client: IpAddr,
     /// It came by TLS.
     pub is_secure: bool,
+    /// Means nothing where there is no target.
     pub method: Method,
     pub version: Version,
     pub host: Option<HeaderValue>,
-    /// As the client sent it.
+    /// As the client sent it. Empty where its head could not be read.
     pub target: String,
     pub referer: Option<HeaderValue>,
     pub user_agent: Option<HeaderValue>,
@@ -60,9 +61,9 @@ struct Json<'a> {
     time: String,
     client: IpAddr,
     scheme: &'static str,
-    method: &'a str,
+    method: Option<&'a str>,
     host: Option<String>,
-    target: &'a str,
+    target: Option<&'a str>,
     protocol: &'static str,
     status: u16,
     bytes: u64,
@@ -92,9 +93,16 @@ impl Line {
         let month = &time.month().to_string()[..3];
         // Writing to a String does not fail.
         let _ = write!(text, "{} - - [{:02}/{month}/{:04}:", self.client, time.day(), time.year());
-        let _ = write!(text, "{:02}:{:02}:{:02} +0000] \"{} ", time.hour(), time.minute(), time.second(), self.method);
-        quote(text, self.target.as_bytes());
-        let _ = write!(text, " {}\" {} {} \"", protocol(self.version), self.status, self.bytes);
+        let _ = write!(text, "{:02}:{:02}:{:02} +0000] \"", time.hour(), time.minute(), time.second());
+        match self.asked() {
+            Some((method, target)) => {
+                let _ = write!(text, "{method} ");
+                quote(text, target.as_bytes());
+                let _ = write!(text, " {}", protocol(self.version));
+            }
+            None => text.push('-'),
+        }
+        let _ = write!(text, "\" {} {} \"", self.status, self.bytes);
         quote(text, bytes_of(self.referer.as_ref()));
         text.push_str("\" \"");
         quote(text, bytes_of(self.user_agent.as_ref()));
@@ -123,9 +131,9 @@ impl Line {
             time: OffsetDateTime::from(self.began).format(&Rfc3339).unwrap_or_default(),
             client: self.client,
             scheme: if self.is_secure { "https" } else { "http" },
-            method: self.method.as_str(),
+            method: self.asked().map(|(method, _)| method),
             host: self.host.as_ref().map(words),
-            target: &self.target,
+            target: self.asked().map(|(_, target)| target),
             protocol: protocol(self.version),
             status: self.status,
             bytes: self.bytes,
@@ -140,6 +148,11 @@ impl Line {
             user_agent: self.user_agent.as_ref().map(words),
         };
         text.push_str(&serde_json::to_string(&json).expect("texts and numbers are JSON"));
+    }
+
+    /// Method and target, if they could be read.
+    fn asked(&self) -> Option<(&str, &str)> {
+        (!self.target.is_empty()).then(|| (self.method.as_str(), &*self.target))
     }
 
     /// `APP/N`.
@@ -221,6 +234,8 @@ pub(super) mod tests {
         assert!(text(&refused, Format::Combined).ends_with("\" sales refused=full ms=12 id=7f\n"));
         let lost = Line { fate: Fate::Refused("no_app"), app: None, ..line() };
         assert!(text(&lost, Format::Combined).ends_with("\" - refused=no_app ms=12 id=7f\n"));
+        let unread = Line { fate: Fate::Refused("bad"), target: String::new(), ..lost };
+        assert!(text(&unread, Format::Combined).contains("] \"-\" 200 5120 "), "{}", text(&unread, Format::Combined));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::entry::Entry;
 use super::headers;
@@ -83,6 +83,18 @@ impl Passage {
     /// When something of it last went on.
     pub fn last(&self) -> Instant {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Completes when nothing of it has gone on for so long.
+    pub async fn stalls(&self, after: Duration) {
+        let mut due = Instant::now() + after;
+        loop {
+            sleep_until(due).await;
+            due = self.last() + after;
+            if due <= Instant::now() {
+                return;
+            }
+        }
     }
 
     pub fn goes_on(&self) {

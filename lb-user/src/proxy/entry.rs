@@ -6,9 +6,9 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::Version;
 use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, REFERER, USER_AGENT};
 use http::request::Parts;
+use http::{Method, StatusCode, Version};
 
 use crate::access::{AccessLog, Fate, Line};
 use crate::spans::Span;
@@ -59,6 +59,34 @@ impl Entry {
             fate: Fate::Abandoned,
         };
         Self { log: log.cloned(), span, began: Instant::now(), line: Some(Box::new(line)) }
+    }
+
+    /// Of a request whose head could not be read: `status` has been answered, and `why`.
+    pub fn tell_unread(
+        log: &AccessLog,
+        client: (IpAddr, bool),
+        id: HeaderValue,
+        status: StatusCode,
+        why: &'static str,
+    ) {
+        let (client, is_secure) = client;
+        log.write(Line {
+            began: SystemTime::now(),
+            took: Duration::ZERO,
+            client,
+            is_secure,
+            method: Method::default(),
+            version: Version::HTTP_11,
+            host: None,
+            target: String::new(),
+            referer: None,
+            user_agent: None,
+            id,
+            app: None,
+            status: status.as_u16(),
+            bytes: 0,
+            fate: Fate::Refused(why),
+        });
     }
 
     /// Tells the worker of the span.

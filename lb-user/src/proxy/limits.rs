@@ -77,6 +77,8 @@ pub const POOL_IDLE_MAX: usize = 64;
 /// An idle connection to a worker is closed after this: below the 5 s after which uvicorn and Node close theirs,
 /// so that a request seldom meets a connection that is just being closed.
 pub const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// An upload that goes on behind its answer is given up when nothing of it was sent for so long: its worker does not read.
+pub const UPLOAD_STALL: Duration = Duration::from_secs(60);
 /// How often idle connections are looked through.
 pub const POOL_SWEEP: Duration = Duration::from_secs(2);
 

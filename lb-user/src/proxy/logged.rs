@@ -95,3 +95,16 @@ async fn a_websocket_is_told_at_its_end_with_what_went_to_the_client() {
     // Two bytes of a frame's head before the text of the echo.
     assert_eq!((&line["bytes"], &line["app"]), (&102.into(), &"sales".into()));
 }
+
+/// hyper answers them by itself, and the log said nothing.
+#[tokio::test]
+async fn what_is_no_request_is_told_with_what_was_answered() {
+    let (world, _dir, path) = logged(route(Affinity::Cookie, vec![]), false).await;
+    let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(40 * 1024));
+    for (number, request) in (1..).zip(["no request\r\n\r\n", &long]) {
+        let answer = world.raw(request).await;
+        let line = lines(&path, number).await.remove(number - 1);
+        assert_eq!(line["status"], Answer(answer).status(), "{line}");
+        assert_eq!((&line["target"], &line["client"]), (&Value::Null, &"127.0.0.1".into()));
+    }
+}

@@ -4,6 +4,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::Counter;
+use super::limits::UPLOAD_STALL;
 use super::testing::*;
 use crate::config::Affinity;
 use crate::routing::WorkerRoute;
@@ -116,6 +117,32 @@ async fn a_body_that_is_longer_than_its_answer_goes_on_and_leaves_the_connection
         stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
     };
     assert_eq!(soon("the next answer", async { tokio::join!(again, serve) }).await.0.status(), 204);
+}
+
+/// Its connection, and what of it was in memory, stayed for as long as the client and the worker did.
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_its_worker_has_answered_and_does_not_read_is_given_up() {
+    tokio::spawn(async {
+        loop {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    });
+    let (listener, worker) = listening().await;
+    let world = world(route(Affinity::Ip, vec![worker])).await;
+    let (mut reads, mut writes) = world.connect().await.into_split();
+    let upload = tokio::spawn(async move {
+        let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {LONG}\r\n\r\n");
+        writes.write_all(head.as_bytes()).await.unwrap();
+        writes.write_all(&vec![b'q'; LONG]).await
+    });
+    let (mut stream, _) = listener.accept().await.unwrap();
+    head(&mut stream).await;
+    stream.write_all(b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+    let begun = tokio::time::Instant::now();
+    let patience = UPLOAD_STALL * 3;
+    assert!(tokio::time::timeout(patience, upload).await.expect("an end").unwrap().is_err(), "LONG does not fit");
+    assert!(begun.elapsed() >= UPLOAD_STALL, "{:?}", begun.elapsed());
+    drop(reads.read_to_end(&mut Vec::new()).await);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! HTTP on a client's stream until its end: both versions, their settings, and what is said when homing leaves.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,9 +14,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
+use super::answer::Refusal;
 use super::body::Beside;
 use super::connection::Connection;
 use super::counters::Counter;
+use super::entry::Entry;
 use super::gate::{Answering, Gate, Unclear};
 use super::handle::handle;
 use super::limits::{
@@ -70,7 +73,8 @@ impl Settings {
     }
 
     async fn http1(&self, proxy: &Inner, connection: Arc<Connection>, stream: ClientStream) {
-        let shutdown = connection.shutdown.clone();
+        let (shutdown, client) =
+            (connection.shutdown.clone(), (connection.client.address, connection.client.is_secure));
         let talk = Arc::new(Talk::default());
         let told = Arc::clone(&talk);
         let (stream, judgement) = Gate::new(stream);
@@ -91,7 +95,13 @@ impl Settings {
             }
         });
         let served = self.http1.serve_connection(TokioIo::new(stream), service).with_upgrades();
-        run(proxy, served, talk, shutdown).await;
+        if let Err(error) = run(served, talk, shutdown).await {
+            // hyper has answered a bad head itself.
+            if error.is_parse() {
+                refused(proxy, client, &error);
+            }
+            tracing::debug!(%error, "client connection ended");
+        }
     }
 
     /// Streams, also those of WebSockets, end by themselves after a GOAWAY: which is said when homing leaves, and to who
@@ -187,12 +197,25 @@ impl Talk {
     }
 }
 
+/// Counts and tells what hyper refused.
+fn refused(proxy: &Inner, client: (IpAddr, bool), error: &hyper::Error) {
+    proxy.counters.add(Counter::Requests);
+    proxy.counters.add(Counter::RefusedBadRequest);
+    if let Some(log) = &proxy.access {
+        let (status, why) = match error.is_parse_too_large() {
+            true => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Refusal::HeadTooLarge),
+            false => (StatusCode::BAD_REQUEST, Refusal::Bad("its head cannot be read")),
+        };
+        Entry::tell_unread(log, client, proxy.ids.value(proxy.ids.number()), status, why.name());
+    }
+}
+
 async fn run<S>(
-    proxy: &Inner,
     served: http1::UpgradeableConnection<TokioIo<Gate<ClientStream>>, S>,
     talk: Arc<Talk>,
     mut shutdown: watch::Receiver<Shutdown>,
-) where
+) -> hyper::Result<()>
+where
     S: hyper::service::HttpService<Incoming, ResBody = Beside<Answering>>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
@@ -217,12 +240,5 @@ async fn run<S>(
             () = stopped(&mut shutdown) => None,
         };
     }
-    if let Some(Err(error)) = ended {
-        // hyper has answered a bad head itself: 400, 414 or 431.
-        if error.is_parse() {
-            proxy.counters.add(Counter::Requests);
-            proxy.counters.add(Counter::RefusedBadRequest);
-        }
-        tracing::debug!(%error, "client connection ended");
-    }
+    ended.unwrap_or(Ok(()))
 }

@@ -19,9 +19,9 @@ use super::head::{self, Head};
 use super::pool::Pool;
 use super::sending::{Sending, Unsent};
 use crate::address::Stream;
-use crate::proxy::body::Fault;
+use crate::proxy::body::{Fault, Passage};
 use crate::proxy::counters::{Counter, Counters};
-use crate::proxy::limits::{ANSWER_CHUNK_BYTES, BUFFER_BYTES_MAX};
+use crate::proxy::limits::{ANSWER_CHUNK_BYTES, BUFFER_BYTES_MAX, UPLOAD_STALL};
 
 /// Why a request has no answer.
 pub enum Unanswered {
@@ -39,11 +39,30 @@ enum Side {
 }
 
 /// The rest of a body, sent by a task of its own: a client may send all of it before it takes anything of the answer.
-struct Upload(JoinHandle<Option<WriteHalf<Stream>>>);
+struct Upload {
+    task: JoinHandle<Option<WriteHalf<Stream>>>,
+    passage: Option<Arc<Passage>>,
+}
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
+    }
+}
+
+impl Upload {
+    /// What it was sent on, when all of it has been, behind its answer. Nobody waits for more of it, so that it must go on.
+    async fn ends(mut self) -> Option<WriteHalf<Stream>> {
+        let stalls = async {
+            match &self.passage {
+                Some(passage) => passage.stalls(UPLOAD_STALL).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            sent = &mut self.task => sent.ok().flatten(),
+            () = stalls => None,
+        }
     }
 }
 
@@ -162,7 +181,8 @@ impl Reader {
     fn beside(self, mut sending: Box<Sending>) -> Self {
         let Side::Whole(stream) = self.side else { return self };
         let (reads, mut writes) = tokio::io::split(stream);
-        let upload = tokio::spawn(async move {
+        let passage = sending.passage();
+        let task = tokio::spawn(async move {
             match poll_fn(|cx| sending.poll(cx, &mut writes)).await {
                 Ok(()) => Some(writes),
                 // The worker must not wait for what will not come; that it ends its answer, too, is up to it.
@@ -170,7 +190,7 @@ impl Reader {
                 Err(Unsent::Connection) => None,
             }
         });
-        Self { side: Side::Half(reads, Upload(upload)), ..self }
+        Self { side: Side::Half(reads, Upload { task, passage }), ..self }
     }
 }
 
@@ -204,8 +224,8 @@ impl Arriving {
         let Some(reader) = self.reader.take_if(|reader| reader.come.is_empty()) else { return };
         match reader.side {
             Side::Whole(stream) => pool.put(stream),
-            Side::Half(reads, mut upload) => drop(tokio::spawn(async move {
-                if let Ok(Some(writes)) = (&mut upload.0).await {
+            Side::Half(reads, upload) => drop(tokio::spawn(async move {
+                if let Some(writes) = upload.ends().await {
                     pool.put(reads.unsplit(writes));
                 }
             })),

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::buf::Chain;
@@ -12,7 +13,7 @@ use hyper::body::Body as _;
 use tokio::io::AsyncWrite;
 
 use super::head;
-use crate::proxy::body::{Fault, RequestBody};
+use crate::proxy::body::{Fault, Passage, RequestBody};
 use crate::proxy::check::tokens;
 
 /// Slices of one write.
@@ -73,6 +74,10 @@ impl Sending {
     pub fn anew(mut self: Box<Self>) -> Box<Self> {
         self.sent = 0;
         self
+    }
+
+    pub fn passage(&self) -> Option<Arc<Passage>> {
+        self.body.passage()
     }
 
     /// The body, of which nothing has been taken.
