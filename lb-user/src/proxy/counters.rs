@@ -97,9 +97,9 @@ counters! {
     BindingMoved = "http_binding_moved",
     /// Connections to a worker that were refused or timed out.
     UpstreamRefused = "http_upstream_refused",
-    /// Requests placed and sent once more: nothing of them had been processed, or they are safe to repeat.
+    /// Requests sent once more, and never twice: their worker refused the connection, or closed it without an answer to what may be repeated.
     Retried = "http_retried",
-    /// Requests answered with 502 because the worker broke before its answer.
+    /// Times a worker broke off before its answer: answered with 502, or sent once more where it may be repeated.
     UpstreamError = "http_upstream_error",
     /// Requests answered with 504 because the worker did not answer within `timeouts.response`.
     UpstreamTimeout = "http_upstream_timeout",

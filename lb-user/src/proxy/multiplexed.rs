@@ -337,9 +337,9 @@ async fn a_stream_of_which_its_client_takes_nothing_is_ended_and_no_other() {
         (response.await.unwrap().into_body(), worker)
     };
     let long = format!("HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n{}", "x".repeat(50_000));
-    let whole = format!("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwhole");
+    let whole = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwhole";
     let (mut stalled, mut its_worker) = ask(&long).await;
-    let (mut last, _) = ask(&whole).await;
+    let (mut last, _) = ask(whole).await;
     let (silent, other_worker) = ask("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n").await;
     let begun = tokio::time::Instant::now();
     drop(timeout(CLIENT_STALL * 2, its_worker.read_to_end(&mut Vec::new())).await.expect("the end of what stalled"));
