@@ -59,6 +59,7 @@ mod queue;
 #[path = "../src/proxy/vacancies.rs"]
 mod vacancies;
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use std::pin::pin;
 
@@ -72,7 +73,8 @@ use shuttle::{Config, Runner, future, thread};
 use sync::{Arc, AtomicU32, Mutex, Notify, Ordering};
 use tokio::sync::watch;
 
-const CLIENT: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 const APP: u32 = 7;
 /// Orders that are tried of each test.
 const ORDERS: usize = 10_000;
@@ -110,14 +112,15 @@ impl House {
         })
     }
 
-    /// As `proxy::admit` waits, for one of these workers. Which it was.
-    async fn admit(&self, wanted: Range<usize>) -> Arc<Load> {
-        let turn = self.queues.join(APP, 10, CLIENT).expect("there is room in the queue");
+    /// As `proxy::admit` waits, for one of these workers. Which it was; `None`: another client has its place.
+    async fn admit(&self, wanted: Range<usize>, most: u32, client: IpAddr) -> Option<Arc<Load>> {
+        let turn = self.queues.join(APP, most, client)?;
         let mut changes = self.takes.subscribe();
         loop {
             let takes = *changes.borrow_and_update();
             match turn.look(self.workers.iter(), || self.place(takes, wanted.clone())) {
-                Ok(worker) => return worker,
+                Ok(worker) => return Some(worker),
+                Err(_) if turn.is_over() => return None,
                 Err(look) => look.again(changes.changed()).await.expect("the house stands"),
             }
         }
@@ -133,7 +136,7 @@ impl House {
     /// Somebody comes for one of these workers, and goes when it has been served.
     fn visited_for(self: &Arc<Self>, wanted: Range<usize>) -> thread::JoinHandle<()> {
         let house = Arc::clone(self);
-        thread::spawn(move || future::block_on(house.admit(wanted)).open.end())
+        thread::spawn(move || future::block_on(house.admit(wanted, 10, CLIENT)).expect("there is room").open.end())
     }
 
     /// So many come, for any worker.
@@ -155,6 +158,24 @@ fn whoever_waits_for_room_gets_it_when_those_before_are_done() {
         let visitors = house.visited_by(3);
         house.workers[0].open.end();
         house.assert_is_left_by(visitors);
+    });
+}
+
+#[test]
+fn who_is_put_out_of_a_full_queue_is_told_and_keeps_nobody_from_room() {
+    in_many_orders(|| {
+        let house = House::full(1);
+        let visitors = [CLIENT, CLIENT, OTHER].map(|client| {
+            let house = Arc::clone(&house);
+            thread::spawn(move || {
+                let worker = future::block_on(house.admit(0..1, 2, client));
+                worker.inspect(|worker| worker.open.end()).is_some()
+            })
+        });
+        house.workers[0].open.end();
+        let [one, two, other] = visitors.map(|visitor| visitor.join().expect("it was admitted or told"));
+        assert!(other && (one || two), "OTHER finds room or makes some, and not of both");
+        house.assert_is_left_by(vec![]);
     });
 }
 
@@ -191,13 +212,13 @@ fn who_gives_up_keeps_nobody_from_room() {
             let (house, deadline) = (Arc::clone(&house), Arc::clone(&deadline));
             move || {
                 let admitted = future::block_on(async {
-                    match select(pin!(house.admit(0..1)), pin!(deadline.notified())).await {
+                    match select(pin!(house.admit(0..1, 10, CLIENT)), pin!(deadline.notified())).await {
                         Either::Left((worker, _)) => Some(worker),
                         Either::Right(_) => None,
                     }
                 });
                 if let Some(worker) = admitted {
-                    worker.open.end();
+                    worker.expect("there is room").open.end();
                 }
             }
         });
