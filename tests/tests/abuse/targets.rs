@@ -19,7 +19,7 @@ pub fn rows() -> Vec<Row> {
         answered("CONNECT", 501, line("CONNECT b:443 HTTP/1.1")),
         answered("CONNECT to a path", 501, line("CONNECT /x HTTP/1.1")),
         answered("GET of an authority", 400, line("GET a:80 HTTP/1.1")),
-        closed("the preface of HTTP/2", 0, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+        closed("the preface of HTTP/2", 400, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
         answered("OPTIONS *", 204, line("OPTIONS * HTTP/1.1")),
         answered("GET *", 400, line("GET * HTTP/1.1")),
         answered("GET *x", 400, line("GET *x HTTP/1.1")),
