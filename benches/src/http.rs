@@ -194,14 +194,20 @@ async fn memory_per_idle(peer: &Peer) -> anyhow::Result<f64> {
     drop(websocket(peer.address).await?);
     let before = peer.memory_bytes()?;
     let mut sockets = Vec::new();
-    for _ in 0..IDLE {
+    for number in 0..IDLE {
         let mut socket = websocket(peer.address).await?;
-        // One message each way, as every session begins with.
-        socket.write_all(&MESSAGE).await?;
-        socket.read_exact(&mut [0; MESSAGE_BYTES]).await?;
+        let greeting = greeting(number);
+        socket.write_all(&greeting).await?;
+        socket.read_exact(&mut vec![0; greeting.len()]).await?;
         sockets.push(socket);
     }
     Ok(peer.memory_bytes()?.saturating_sub(before) as f64 / IDLE as f64)
+}
+
+/// What a Shiny session begins with, each with an id of its own, which homing remembers.
+fn greeting(number: usize) -> Vec<u8> {
+    let text = format!("{{\"config\":{{\"sessionId\":\"{number:032x}\"}}}}");
+    [&[0x81, text.len() as u8], text.as_bytes()].concat()
 }
 
 async fn websocket(target: SocketAddr) -> anyhow::Result<TcpStream> {
