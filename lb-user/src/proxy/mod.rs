@@ -39,6 +39,8 @@ mod learn;
 pub mod limits;
 mod listen;
 #[cfg(test)]
+mod lives;
+#[cfg(test)]
 mod logged;
 #[cfg(test)]
 mod moving;

@@ -366,3 +366,20 @@ async fn a_connection_ends_whose_client_does_not_take_the_last_of_its_answers() 
     drop(timeout(CLIENT_STALL * 3, connection).await.expect("an end"));
     drop((body, client));
 }
+
+/// One connection is one browser's, whatever comes on it.
+#[tokio::test]
+async fn ten_cold_tabs_over_one_connection_get_one_worker() {
+    let workers = workers(4).await;
+    let world = world_h2(route(Affinity::Cookie, routes(&workers))).await;
+    let client = connect(&world).await;
+    let tabs = (0..10).map(|_| {
+        let mut client = client.clone();
+        let page = request(Method::GET, "/").header("accept", "text/html").header("user-agent", "browser");
+        let page = page.body(nothing()).unwrap();
+        async move { Answer(text(client.send_request(page).await.unwrap()).await).worker() }
+    });
+    let got = futures_util::future::join_all(tabs).await;
+    assert!(got.iter().all(|worker| *worker == got[0]), "{got:?}");
+    assert_eq!((world.count(Counter::CookieNew), world.count(Counter::PageJoined)), (1, 9));
+}

@@ -44,7 +44,6 @@ pub fn takes_clients(worker: &WorkerRoute, shunned: Option<BackendId>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn worker(number: u32, incarnation: u64, draining: bool) -> WorkerRoute {
         WorkerRoute {
@@ -101,59 +100,5 @@ mod tests {
     fn the_successor_of_a_dead_process_is_not_taken_for_it() {
         let workers = [worker(0, 20, false)];
         assert_eq!(picked(pick(&workers, Some(10), None)), Some(("rebound", 0)));
-    }
-
-    #[derive(Clone, Debug)]
-    enum Event {
-        Dies(usize),
-        Drains(usize),
-        Visits(usize),
-    }
-
-    fn event() -> impl Strategy<Value = Event> {
-        prop_oneof![
-            1 => (0_usize..4).prop_map(Event::Dies),
-            1 => (0_usize..4).prop_map(Event::Drains),
-            6 => (0_usize..20).prop_map(Event::Visits),
-        ]
-    }
-
-    proptest! {
-        /// Users visit while workers die (and are replaced in place) and begin to drain.
-        #[test]
-        fn a_live_cookie_always_reaches_its_own_process(events in prop::collection::vec(event(), 1..200)) {
-            let mut next_incarnation = 100;
-            let mut workers: Vec<_> = (0..4).map(|n| worker(n, u64::from(n) + 1, false)).collect();
-            let mut cookies = [None; 20];
-            for event in events {
-                match event {
-                    Event::Dies(n) => {
-                        next_incarnation += 1;
-                        workers[n] = worker(n as u32, next_incarnation, false);
-                    }
-                    Event::Drains(n) => workers[n].draining = true,
-                    Event::Visits(user) => {
-                        let lives = cookies[user].is_some_and(|named| workers.iter().any(|w| w.incarnation == named));
-                        match (cookies[user], pick(&workers, cookies[user], None)) {
-                            (Some(named), Some(Pick::Kept(worker))) => prop_assert_eq!(worker.incarnation, named),
-                            (Some(_), Some(Pick::Rebound(worker))) => {
-                                prop_assert!(!lives, "moved although its process lives");
-                                prop_assert!(!worker.draining);
-                                cookies[user] = Some(worker.incarnation);
-                            }
-                            (None, Some(Pick::New(worker))) => {
-                                prop_assert!(!worker.draining);
-                                cookies[user] = Some(worker.incarnation);
-                            }
-                            (_, None) => {
-                                prop_assert!(!lives);
-                                prop_assert!(workers.iter().all(|w| w.draining), "refused although one has room");
-                            }
-                            (cookie, Some(pick)) => prop_assert!(false, "{:?} for {cookie:?}", picked(Some(pick))),
-                        }
-                    }
-                }
-            }
-        }
     }
 }
