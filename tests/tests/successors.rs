@@ -2,10 +2,12 @@
 //! caught up on. Needs root.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::process::Child;
 
 use homing_tests::instance::{DEADLINE, Homing, ask, binary, count, demo_app, edit, free_address, is_alive, wait_for};
 use homing_tests::network::{client_v4, stranger_v4};
+use homing_tests::raw::exchange;
 use homing_tests::session::Client;
 use homing_tests::site::{CLIENTS, Site, assert_kept, pid_of, v4};
 use serde_json::Value;
@@ -143,6 +145,54 @@ fn a_session_that_a_replaced_homing_still_forwards_is_known_also_after_a_kill_of
         homing.start_again();
         vec![first]
     });
+}
+
+/// Which worker answers whoever has this cookie, or none, and the cookie that it is given.
+fn visit(address: SocketAddr, cookie: &str) -> (String, Option<String>) {
+    // No session is of this name: the answer names the worker that says so.
+    let head = "GET /session/none/check HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n";
+    let answer = exchange(address, format!("{head}{cookie}\r\n").as_bytes());
+    let (head, worker) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer}"));
+    let set = head.lines().find_map(|line| line.strip_prefix("set-cookie: "));
+    (worker.to_owned(), set.map(|set| format!("Cookie: {}\r\n", set.split(';').next().unwrap_or_default())))
+}
+
+#[test]
+fn a_cookie_is_good_after_a_kill_and_a_rotation_and_as_none_after_the_second() {
+    let address = free_address();
+    let app = demo_app("demo", &[address], "127.0.0.1", 4, "").replace("affinity = \"ip\"", "affinity = \"cookie\"");
+    let mut homing = Homing::start(&app);
+    homing.wait_for_workers(0, 4);
+    let users: Vec<_> = (0..8).map(|_| visit(address, "")).collect();
+    assert_eq!(users.iter().map(|(worker, _)| worker).collect::<BTreeSet<_>>().len(), 4, "{users:?}");
+    homing.kill();
+    homing.start_again();
+    homing.wait_for_workers(0, 4);
+    let first = |cookie: &Option<String>| cookie.clone().expect("a cookie was set");
+    for (worker, cookie) in &users {
+        assert_eq!(
+            visit(address, &first(cookie)),
+            (worker.clone(), None),
+            "the processes live, and so do their cookies"
+        );
+    }
+    ask(&homing, &["keys", "rotate"]);
+    let mut renewed = Vec::new();
+    for (worker, cookie) in &users {
+        let (at, anew) = visit(address, &first(cookie));
+        assert_eq!((&at, anew.is_some()), (worker, true), "its key is the one before");
+        renewed.push((at, first(&anew)));
+    }
+    ask(&homing, &["keys", "rotate"]);
+    for (worker, cookie) in &renewed {
+        assert_eq!(&visit(address, cookie).0, worker);
+    }
+    let counted = |name: &str| homing.status()["counters"][name].as_u64();
+    assert_eq!((counted("http_cookie_invalid"), counted("http_cookie_rebound")), (Some(0), Some(0)));
+    for (_, cookie) in &users {
+        assert!(visit(address, &first(cookie)).1.is_some(), "whoever has an older one is new");
+    }
+    assert_eq!((counted("http_cookie_invalid"), counted("http_cookie_new")), (Some(8), Some(8)));
 }
 
 #[test]
