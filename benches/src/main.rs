@@ -101,5 +101,5 @@ fn main() -> anyhow::Result<()> {
     if let Some(path) = cli.json {
         std::fs::write(path, report::json(&cases)?)?;
     }
-    Ok(())
+    report::judge(&cases)
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Copy)]
@@ -64,14 +65,29 @@ impl Case {
         Self { value, baseline_value, ratio: value / baseline_value, ..self }
     }
 
+    fn is_over(&self) -> bool {
+        // What could not be measured is within nothing.
+        !match self.bar {
+            None => true,
+            Some(Bar::Ratio(bar)) => self.ratio <= bar,
+            Some(Bar::RatioAtLeast(bar)) => self.ratio >= bar,
+            Some(Bar::Value(bar)) => self.value <= bar,
+        }
+    }
+
+    fn excess(&self) -> String {
+        let Self { name, value, unit, baseline, baseline_value, ratio, .. } = self;
+        format!("{name}: {value:.1} {unit}, {ratio:.3} x {baseline} ({baseline_value:.1}): {}", self.verdict())
+    }
+
     pub fn verdict(&self) -> String {
-        let (is_met, bar) = match self.bar {
+        let bar = match self.bar {
             None => return String::new(),
-            Some(Bar::Ratio(bar)) => (self.ratio <= bar, format!("{bar} x")),
-            Some(Bar::RatioAtLeast(bar)) => (self.ratio >= bar, format!("at least {bar} x")),
-            Some(Bar::Value(bar)) => (self.value <= bar, format!("{bar} {}", self.unit)),
+            Some(Bar::Ratio(bar)) => format!("{bar} x"),
+            Some(Bar::RatioAtLeast(bar)) => format!("at least {bar} x"),
+            Some(Bar::Value(bar)) => format!("{bar} {}", self.unit),
         };
-        format!("{} {bar}", if is_met { "within" } else { "OVER" })
+        format!("{} {bar}", if self.is_over() { "OVER" } else { "within" })
     }
 }
 
@@ -103,6 +119,13 @@ pub fn table(cases: &[Case]) -> String {
     out.lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
+/// Fails with a line for each case that is over its bar.
+pub fn judge(cases: &[Case]) -> anyhow::Result<()> {
+    let over: Vec<String> = cases.iter().filter(|case| case.is_over()).map(Case::excess).collect();
+    ensure!(over.is_empty(), "{} of {} cases are over what is promised\n{}", over.len(), cases.len(), over.join("\n"));
+    Ok(())
+}
+
 pub fn json(cases: &[Case]) -> serde_json::Result<String> {
     #[derive(Serialize)]
     struct Report<'a> {
@@ -117,4 +140,24 @@ pub fn machine() -> String {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     format!("Linux {}, {} cores, {}", kernel.trim(), cores, std::env::consts::ARCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(value: f64, bar: Option<Bar>) -> Case {
+        Case::new("case", &[value], "us", "direct", &[100.0]).with_bar(bar)
+    }
+
+    #[test]
+    fn what_is_over_its_bar_fails_by_name() {
+        let within =
+            [case(105.0, None), case(105.0, Some(Bar::Ratio(1.05))), case(97.0, Some(Bar::RatioAtLeast(0.97)))];
+        assert!(judge(&within).is_ok());
+        let over = [case(106.0, Some(Bar::Ratio(1.05))), case(f64::NAN, Some(Bar::Value(5.0)))];
+        let said = judge(&over).expect_err("both are over").to_string();
+        assert!(said.contains("case: 106.0 us, 1.060 x direct (100.0): OVER 1.05 x"), "{said}");
+        assert!(said.starts_with("2 of 2"), "{said}");
+    }
 }
