@@ -17,4 +17,5 @@ pub mod round_robin;
 pub mod session;
 pub mod shiny;
 pub mod site;
+pub mod skips;
 pub mod wire;

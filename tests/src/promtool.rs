@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// Where it is: what `cargo xtask test` has taken, or the machine's own. Where there is none it says that a test is skipped.
+use crate::skips::skip;
+
+/// Where it is: what `cargo xtask test` has taken, or the machine's own. Where there is none the test is skipped.
 pub fn find() -> Option<PathBuf> {
     let taken = std::env::var_os("HOMING_PROMTOOL").map(PathBuf::from).filter(|path| path.is_file());
     let own = || {
@@ -12,7 +14,7 @@ pub fn find() -> Option<PathBuf> {
     };
     let found = taken.or_else(own);
     if found.is_none() {
-        println!("SKIPPED: promtool is not installed");
+        skip("promtool is not installed");
     }
     found
 }

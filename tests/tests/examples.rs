@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use homing_tests::instance::{DEADLINE, Homing, binary, wait_for};
 use homing_tests::network::Namespace;
 use homing_tests::peers;
+use homing_tests::skips::skip_part;
 use serde_json::Value;
 
 fn root() -> PathBuf {
@@ -116,7 +117,7 @@ fn what_others_are_migrated_from_is_right_for_them() {
     ];
     for (name, arguments, file) in checks {
         let Some(program) = peers::program(name) else {
-            println!("SKIPPED {name}: it is not installed");
+            skip_part(&format!("{name} is not installed"));
             continue;
         };
         let told = std::process::Command::new(program).args(arguments).arg(&file).output().expect("it can be run");

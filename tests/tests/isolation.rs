@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use homing_tests::groups::{directories, groups};
 use homing_tests::instance::{Homing, free_address, is_alive, signal, wait_for, workers};
 use homing_tests::session::Client;
+use homing_tests::skips::skip;
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -101,7 +102,7 @@ fn a_killed_worker_takes_its_pool_and_its_detached_daemon_with_it() {
     let pids = family(&program.ask("/family"));
     let directories = directories(pids[0]);
     if by(&homing, "processes") == "proc" {
-        eprintln!("SKIPPED: no cgroups here");
+        skip("no cgroups here");
         return;
     }
     assert!(!directories.is_empty());
@@ -149,7 +150,7 @@ fn what_a_worker_left_that_died_while_homing_was_dead_is_ended_at_the_next_start
     let program = Program::new();
     let mut homing = program.start("", &program.app("family", "", ""));
     if by(&homing, "processes") == "proc" {
-        eprintln!("SKIPPED: no cgroups here");
+        skip("no cgroups here");
         return;
     }
     let pids = family(&program.ask("/family"));
@@ -230,7 +231,7 @@ fn a_child_killed_for_memory_is_said_and_its_worker_goes_on() {
     let program = Program::new();
     let homing = program.start("", &program.app("", "", "memory_max = \"200MiB\""));
     if by(&homing, "memory") == "polling" {
-        eprintln!("SKIPPED: no memory controller here");
+        skip("no memory controller here");
         return;
     }
     let pid = homing.pids(0)[0];

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use homing_tests::instance::{binary, wait_for, workers};
 use homing_tests::machine::{Machine, Network};
+use homing_tests::skips::{skip, skip_part};
 use serde_json::Value;
 
 /// What an installation changes for good: Debian's own books, the workers' user, and caches of others.
@@ -42,14 +43,14 @@ fn packages() -> &'static [PathBuf; 2] {
 /// A machine with both packages at hand, or a word why not.
 fn machine() -> Option<Machine> {
     if !Path::new("/usr/bin/dpkg-deb").exists() || !Path::new("/usr/bin/systemd-sysusers").exists() {
-        eprintln!("SKIPPED: this machine is not of Debian's kind, or has no systemd");
+        skip("this machine is not of Debian's kind, or has no systemd");
         return None;
     }
     if Path::new("/usr/share/doc/homing").exists() {
-        eprintln!("SKIPPED: homing is installed on this machine, above which the test's own would lie");
+        skip("homing is installed on this machine, above which the test's own would lie");
         return None;
     }
-    Machine::start(packages(), Network::Own).map_err(|reason| eprintln!("SKIPPED: {reason}")).ok()
+    Machine::start(packages(), Network::Own).map_err(|reason| skip(&reason)).ok()
 }
 
 fn install(machine: &Machine, package: &Path) -> String {
@@ -128,7 +129,7 @@ fn manual_pages_and_completions_are_well_formed() {
             assert_eq!(machine.ask(&["sh", "-c", render, "sh", page]), "", "{page}");
         }
     } else {
-        eprintln!("SKIPPED: no groff here to look at manual pages with");
+        skip_part("no groff here to look at manual pages with");
     }
     for (shell, option, path) in [
         ("bash", "-n", "/usr/share/bash-completion/completions/homing"),
@@ -138,7 +139,7 @@ fn manual_pages_and_completions_are_well_formed() {
         if machine.run(&["which", shell]).status.success() {
             assert_eq!(machine.ask(&[shell, option, path]), "", "{path}");
         } else {
-            eprintln!("SKIPPED: no {shell} here to read {path} with");
+            skip_part(&format!("no {shell} here to read {path} with"));
         }
     }
 }
@@ -221,7 +222,7 @@ fn a_removal_detaches_what_an_unclean_end_left() {
     machine.ask(&["sh", "-c", "kill -9 $(pidof homing)"]);
     homing.wait().expect("it ends");
     if !is_pinned {
-        eprintln!("SKIPPED: no kernel path here, and so nothing that is pinned");
+        skip("no kernel path here, and so nothing that is pinned");
         return;
     }
     assert!(machine.has("/sys/fs/bpf/homing"), "pins outlive kill -9");

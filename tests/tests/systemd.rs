@@ -7,6 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use homing_tests::instance::{Homing, binary, demo_app, edit, free_address, is_alive, signal, wait_for, workers};
 use homing_tests::session::{Client, Session};
 use homing_tests::site::{assert_kept, pid_of};
+use homing_tests::skips::skip;
 use rustix::process::Signal;
 
 const UNIT: &str = include_str!("../../config/systemd/homing.service");
@@ -16,7 +17,7 @@ const MANAGER: &str = "/usr/lib/systemd/systemd";
 fn is_missing(program: &str) -> bool {
     let is_missing = !Path::new(program).exists();
     if is_missing {
-        eprintln!("SKIPPED: there is no {program} on this machine; install systemd to run this test");
+        skip(&format!("there is no {program} on this machine; install systemd to run this test"));
     }
     is_missing
 }
@@ -96,7 +97,7 @@ impl Manager {
         let name = format!("homing-test-systemd-{}", std::process::id());
         let groups: Vec<PathBuf> = hierarchies().into_iter().map(|hierarchy| hierarchy.join(&name)).collect();
         if groups.is_empty() || groups.iter().any(|group| fs::create_dir_all(group).is_err()) {
-            eprintln!("SKIPPED: no cgroups here, without which systemd does not run");
+            skip("no cgroups here, without which systemd does not run");
             return None;
         }
         let dir = tempfile::tempdir().expect("a temporary directory");

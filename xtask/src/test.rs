@@ -1,12 +1,13 @@
 //! `cargo xtask test`: the tiers in order, each counted; what cannot run here is a counted skip with its reason.
 
+use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use crate::run::{at_root, build_homing, cargo, is_root, root, run};
+use crate::run::{at_root, build_homing, cargo, is_root, root, run, target_dir};
 use crate::{setup, tidy, vm};
 
 #[derive(clap::Args)]
@@ -36,10 +37,15 @@ struct Tier {
     name: &'static str,
     passed: usize,
     failed: usize,
-    skipped: usize,
-    /// Why, for what was skipped as a whole.
-    reason: Option<String>,
+    /// What was not done, and why.
+    skipped: Vec<String>,
     took: Duration,
+}
+
+impl Tier {
+    fn new(name: &'static str) -> Self {
+        Self { name, passed: 0, failed: 0, skipped: Vec::new(), took: Duration::ZERO }
+    }
 }
 
 pub fn test(options: &Options) -> anyhow::Result<()> {
@@ -92,13 +98,19 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
         }
         if let Some(reason) = cannot_load_bpf() {
             println!("SKIPPED tier {name}: {reason}");
-            tiers.push(Tier { name, passed: 0, failed: 0, skipped: 1, reason: Some(reason), took: Duration::ZERO });
+            tiers.push(Tier { skipped: vec![format!("all: {reason}")], ..Tier::new(name) });
             continue;
         }
         setup::test_tools()?;
         setup::libbpf_headers()?;
         if name == "e2e" {
             setup::promtool();
+        }
+        // Abuse is compared with what they do, and examples of theirs are tried.
+        if ["e2e", "apps"].contains(&name)
+            && let Err(error) = setup::peers()
+        {
+            println!("  {error:#}; going on without them");
         }
         if name == "apps" {
             setup::browser()?;
@@ -120,18 +132,13 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
 fn other_kernels(options: &Options) -> anyhow::Result<Tier> {
     println!("== vm");
     let start = Instant::now();
-    let mut tier = Tier { name: "vm", passed: 0, failed: 0, skipped: 0, reason: None, took: Duration::ZERO };
-    let mut skip = |reason: String| {
-        println!("SKIPPED {reason}");
-        tier.skipped += 1;
-        tier.reason.get_or_insert(reason);
-    };
+    let mut tier = Tier::new("vm");
     match setup::vm_tools() {
-        Err(error) => skip(format!("what boots other kernels cannot be had: {error:#}")),
+        Err(error) => tier.skipped.push(format!("all: what boots other kernels cannot be had: {error:#}")),
         Ok(()) => {
             let outcomes = vm::tier(options.filter.as_deref().unwrap_or_default())?;
             for outcome in outcomes {
-                outcome.skipped.into_iter().for_each(&mut skip);
+                tier.skipped.extend(outcome.skipped);
                 tier.passed += outcome.passed;
                 tier.failed += outcome.failed.len();
             }
@@ -172,43 +179,74 @@ fn tier(name: &'static str, arguments: &[&str], options: &Options) -> anyhow::Re
     command.env("HOMING_PROMTOOL", setup::promtool_path());
     // The same faults in the same order, so that what fails does so again; `cargo xtask chaos` draws its own.
     command.env("HOMING_CHAOS_SEED", "1");
+    let skips = target_dir().join(format!("skips-{}", std::process::id()));
+    command.env("HOMING_SKIPS", &skips);
     let mut child = command.stdout(Stdio::piped()).spawn().context("cargo cannot be run")?;
     let output = BufReader::new(child.stdout.take().context("stdout is piped")?);
-    let mut tier = Tier { name, passed: 0, failed: 0, skipped: 0, reason: None, took: Duration::ZERO };
+    let mut tier = Tier::new(name);
     for line in output.lines() {
         let line = line?;
         println!("{line}");
-        if let Some([passed, failed, ignored]) = counts(&line) {
+        if let Some([passed, failed]) = counts(&line) {
             tier.passed += passed;
             tier.failed += failed;
-            tier.skipped += ignored;
         }
+        tier.skipped.extend(ignored(&line));
     }
     let status = child.wait()?;
     if !status.success() && tier.failed == 0 {
         bail!("tier {name} did not run to its end: {status}");
     }
+    if let Ok(told) = fs::read_to_string(&skips) {
+        fs::remove_file(&skips)?;
+        let told: Vec<Skip<'_>> = told.lines().filter_map(Skip::parse).collect();
+        tier.passed -= told.iter().filter(|skip| skip.is_whole).count();
+        tier.skipped.extend(told.iter().map(|skip| skip.what.to_owned()));
+    }
     tier.took = start.elapsed();
     Ok(tier)
 }
 
-/// Passed, failed and ignored of libtest's closing line.
-fn counts(line: &str) -> Option<[usize; 3]> {
+/// What `homing_tests::skips` tells.
+#[derive(Debug, PartialEq)]
+struct Skip<'a> {
+    /// libtest counted the test as passed, and nothing of it was done.
+    is_whole: bool,
+    what: &'a str,
+}
+
+impl<'a> Skip<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let (how_much, what) = line.split_once('\t')?;
+        Some(Self { is_whole: how_much == "all", what })
+    }
+}
+
+/// The test that libtest says it leaves out, and why if the test says so.
+fn ignored(line: &str) -> Option<String> {
+    let (name, why) = line.strip_prefix("test ")?.split_once(" ... ignored")?;
+    Some(format!("{name}: {}", why.strip_prefix(", ").unwrap_or("ignored")))
+}
+
+/// Passed and failed of libtest's closing line.
+fn counts(line: &str) -> Option<[usize; 2]> {
     let rest = line.strip_prefix("test result: ")?.split_once(". ")?.1;
     let mut numbers = rest.split("; ").map(|part| part.split(' ').next().and_then(|number| number.parse().ok()));
-    Some([numbers.next()??, numbers.next()??, numbers.next()??])
+    Some([numbers.next()??, numbers.next()??])
 }
 
 fn report(tiers: &[Tier]) -> anyhow::Result<()> {
     println!("\n{:<8} {:>7} {:>7} {:>8} {:>7}", "TIER", "PASSED", "FAILED", "SKIPPED", "TIME");
-    for tier in tiers {
-        let reason = tier.reason.as_deref().unwrap_or_default();
-        let seconds = tier.took.as_secs();
-        println!("{:<8} {:>7} {:>7} {:>8} {seconds:>5} s  {reason}", tier.name, tier.passed, tier.failed, tier.skipped);
+    for Tier { name, passed, failed, skipped, took } in tiers {
+        println!("{name:<8} {passed:>7} {failed:>7} {:>8} {:>5} s", skipped.len(), took.as_secs());
+    }
+    println!();
+    for (tier, skipped) in tiers.iter().flat_map(|tier| tier.skipped.iter().map(move |skipped| (tier.name, skipped))) {
+        println!("SKIPPED {tier}: {skipped}");
     }
     let sum = |part: fn(&Tier) -> usize| tiers.iter().map(part).sum::<usize>();
-    let (passed, failed, skipped) = (sum(|t| t.passed), sum(|t| t.failed), sum(|t| t.skipped));
-    println!("\n{passed} passed, {failed} failed, {skipped} skipped");
+    let (passed, failed, skipped) = (sum(|t| t.passed), sum(|t| t.failed), sum(|t| t.skipped.len()));
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
     if failed > 0 {
         bail!("{failed} tests failed");
     }
@@ -217,10 +255,22 @@ fn report(tiers: &[Tier]) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn the_closing_line_of_libtest_is_counted() {
         let line = "test result: FAILED. 133 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.2s";
-        assert_eq!(super::counts(line), Some([133, 2, 1]));
-        assert_eq!(super::counts("test bindings::tests::x ... ok"), None);
+        assert_eq!(counts(line), Some([133, 2]));
+        assert_eq!(counts("test bindings::tests::x ... ok"), None);
+    }
+
+    #[test]
+    fn what_is_left_out_is_named_with_its_reason() {
+        assert_eq!(ignored("test a::b ... ignored, too slow").as_deref(), Some("a::b: too slow"));
+        assert_eq!(ignored("test a::b ... ignored").as_deref(), Some("a::b: ignored"));
+        assert_eq!(ignored("test a::b ... ok"), None);
+        let skip = |is_whole, what| Some(Skip { is_whole, what });
+        assert_eq!(Skip::parse("all\ta: no cgroups here"), skip(true, "a: no cgroups here"));
+        assert_eq!(Skip::parse("part\ta: no zsh here"), skip(false, "a: no zsh here"));
     }
 }

@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use homing_tests::instance::{Homing, free_address};
 use homing_tests::peers::{self, Peer};
 use homing_tests::raw::{Worker, connect, exchange, read_to_end, statuses, text};
+use homing_tests::skips::skip;
 use row::{Expected, NEXT, Row, post, was_passed_on};
 
 fn rows() -> Vec<Row> {
@@ -73,7 +74,7 @@ fn a_withheld_body_is_asked_for_if_anybody_wants_it() {
 fn compare(name: &str, start: impl Fn(SocketAddr) -> Option<Peer>) {
     let worker = Worker::start();
     let Some(peer) = start(worker.address) else {
-        println!("SKIPPED: {name} is not installed");
+        skip(&format!("{name} is not installed"));
         return;
     };
     let mut laxer = Vec::new();
