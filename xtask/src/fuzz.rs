@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
-use crate::run::{at_root, root, run, target_dir};
+use crate::run::{at_root, host, root, run, target_dir};
 use crate::setup;
 
 /// Those of the HTTP path, which read what any client sends.
@@ -94,13 +94,6 @@ fn build() -> anyhow::Result<PathBuf> {
 
 fn folder() -> PathBuf {
     target_dir().join("fuzz")
-}
-
-fn host() -> anyhow::Result<String> {
-    let version = Command::new("rustc").arg("-vV").output().context("rustc cannot be run")?;
-    let text = String::from_utf8_lossy(&version.stdout).into_owned();
-    let host = text.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc -vV names its host")?;
-    Ok(host.to_owned())
 }
 
 /// What is found anew goes to a folder of this machine's, and is where the next run begins.

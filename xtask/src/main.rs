@@ -7,6 +7,7 @@ mod fuzz;
 mod markdown;
 mod miri;
 mod run;
+mod sanitize;
 mod setup;
 mod test;
 mod tidy;
@@ -36,6 +37,8 @@ enum Cli {
     Fuzz(fuzz::Options),
     /// The tests of lb-common, interpreted by miri, which sees undefined behaviour and overflows. Needs a nightly compiler with it.
     Miri,
+    /// homing's unit tests under AddressSanitizer, and ring's C, which is linked into it, watched for undefined behaviour as well.
+    Sanitize(sanitize::Options),
     /// Faults, one after the other, under clients of both paths: nobody may lose a worker that lives. Needs root.
     Chaos {
         /// How long.
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Cli::Bench(options) => bench::bench(&options),
         Cli::Fuzz(options) => fuzz::fuzz(&options),
         Cli::Miri => miri::miri(),
+        Cli::Sanitize(options) => sanitize::sanitize(&options),
         Cli::Chaos { seconds, seed } => chaos(seconds, seed),
         Cli::Dist(options) => setup::build_tools().and_then(|()| dist::dist(&options)),
         Cli::Vm(options) => vm::vm(&options),

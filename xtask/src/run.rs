@@ -66,6 +66,14 @@ pub fn build_homing() -> anyhow::Result<PathBuf> {
     Ok(target_dir().join("release/homing"))
 }
 
+/// What the compiler builds for when nobody says.
+pub fn host() -> anyhow::Result<String> {
+    let version = Command::new("rustc").arg("-vV").output().context("rustc cannot be run")?;
+    let text = String::from_utf8_lossy(&version.stdout).into_owned();
+    let host = text.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc -vV names its host")?;
+    Ok(host.to_owned())
+}
+
 /// Becomes the program: signals and the exit code are its own.
 pub fn replace(command: &mut Command) -> anyhow::Result<()> {
     use std::os::unix::process::CommandExt as _;
