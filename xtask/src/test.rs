@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use crate::run::{at_root, build_homing, cargo, is_root, root, run, target_dir};
+use crate::run::{at_root, build_homing, cargo, is_root, output, root, run, target_dir};
 use crate::{setup, tidy, vm};
 
 #[derive(clap::Args)]
@@ -53,8 +53,10 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
     let mut tiers = Vec::new();
     setup::build_tools()?;
     if all || options.unit {
-        lints()?;
-        tiers.push(tier("unit", &["test"], options)?);
+        let unjudged = lints()?;
+        let mut unit = tier("unit", &["test"], options)?;
+        unit.skipped.extend(unjudged);
+        tiers.push(unit);
     }
     let wanted = |tier: bool| all || tier;
     let privileged: [(_, _, &[&str]); 3] = [
@@ -148,15 +150,37 @@ fn other_kernels(options: &Options) -> anyhow::Result<Tier> {
     Ok(tier)
 }
 
-/// What is wrong with the text, before what is wrong with the program.
-fn lints() -> anyhow::Result<()> {
+/// What is wrong with the text, before what is wrong with the program; why something of it was not judged.
+fn lints() -> anyhow::Result<Option<String>> {
     cargo(["fmt", "--all", "--check"]).context("cargo fmt --all puts it right")?;
     cargo(["clippy", "--workspace", "--exclude", "lb-ebpf", "--all-targets", "--", "-D", "warnings"])?;
     tidy::tidy()?;
-    // Also crates that only other systems need: cargo-deny looks at all of them, and downloads nothing.
-    cargo(["fetch", "--quiet", "--locked"])?;
-    let mut deny = Command::new(setup::deny()?);
-    run(deny.args(["--offline", "--log-level", "error", "check", "licenses", "bans", "sources"]).current_dir(root()))
+    dependencies()
+}
+
+/// The trees of the workspace and of the fuzzer, by cargo-deny; why something of them was not judged.
+fn dependencies() -> anyhow::Result<Option<String>> {
+    const TREES: [&str; 2] = ["Cargo.toml", "fuzz/Cargo.toml"];
+    let deny = setup::deny()?;
+    let ask = |manifest: &str| {
+        let mut command = Command::new(&deny);
+        command.args(["--manifest-path", manifest, "--config", "deny.toml", "--log-level", "error"]);
+        command.current_dir(root());
+        command
+    };
+    for tree in TREES {
+        // Also crates that only other systems need: cargo-deny looks at all of them, and downloads nothing.
+        let fetched = cargo(["fetch", "--quiet", "--locked", "--manifest-path", tree]);
+        fetched.with_context(|| format!("cargo update --workspace --manifest-path {tree} puts it right"))?;
+        run(ask(tree).args(["--offline", "check", "licenses", "bans", "sources"]))?;
+    }
+    if let Err(error) = output(ask(TREES[0]).args(["fetch", "db"])) {
+        let error = error.to_string();
+        let why = error.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+        return Ok(Some(format!("known holes in dependencies: RustSec's database cannot be had: {why}")));
+    }
+    TREES.iter().try_for_each(|tree| run(ask(tree).args(["--offline", "check", "advisories"])))?;
+    Ok(None)
 }
 
 /// Why no test that loads programs can run here, if none can.
