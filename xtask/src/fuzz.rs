@@ -6,11 +6,13 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
-use crate::run::{at_root, host, root, run, target_dir};
+use crate::run::{at_root, cargo, host, root, run, target_dir};
 use crate::setup;
 
 /// Those of the HTTP path, which read what any client sends.
 const HTTP_PATH: [&str; 5] = ["cookie", "door", "gate", "learn", "proxied"];
+/// Begins also with the packets that the tests send through user space and kernel.
+const PACKETS: &str = "packets";
 /// What `homing::fuzzing` looks at.
 const VARIABLE: &str = "HOMING_FUZZ_TARGET";
 
@@ -55,6 +57,9 @@ pub fn fuzz(options: &Options) -> anyhow::Result<()> {
     setup::build_tools()?;
     setup::cpp_compiler()?;
     let program = build()?;
+    if targets.contains(&PACKETS) {
+        fixtures()?;
+    }
     let seconds = (options.seconds / targets.len() as u32).max(1);
     let failed: Vec<&str> = targets
         .into_iter()
@@ -84,7 +89,7 @@ fn targets() -> anyhow::Result<Vec<String>> {
 /// With overflow checks and debug assertions, in a target directory of its own: these flags are nobody else's.
 fn build() -> anyhow::Result<PathBuf> {
     let host = host()?;
-    let mut command = at_root("cargo", ["build", "--release", "--manifest-path", "fuzz/Cargo.toml"]);
+    let mut command = at_root("cargo", ["build", "--release", "--locked", "--manifest-path", "fuzz/Cargo.toml"]);
     // Named, so that build scripts and macros are not watched.
     command.args(["--target", &host]);
     command.env("CARGO_TARGET_DIR", folder()).env("CARGO_ENCODED_RUSTFLAGS", COVERAGE.join("\x1f"));
@@ -96,13 +101,24 @@ fn folder() -> PathBuf {
     target_dir().join("fuzz")
 }
 
+/// Writes the fixtures where [`run_target`] begins.
+fn fixtures() -> anyhow::Result<()> {
+    let folder = begin(PACKETS)?;
+    cargo(["run", "--quiet", "--package", "homing-tests", "--example", "fixtures", "--", &folder.to_string_lossy()])
+}
+
+/// The folder of this machine's that a target begins with, beside those of its corpus.
+fn begin(target: &str) -> anyhow::Result<PathBuf> {
+    let own = folder().join("corpus").join(target);
+    fs::create_dir_all(&own).with_context(|| own.display().to_string())?;
+    Ok(own)
+}
+
 /// What is found anew goes to a folder of this machine's, and is where the next run begins.
 fn run_target(program: &Path, target: &str, seconds: u32) -> anyhow::Result<()> {
-    let own = folder().join("corpus").join(target);
+    let own = begin(target)?;
     let found = folder().join("found").join(target);
-    for folder in [&own, &found] {
-        fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    }
+    fs::create_dir_all(&found).with_context(|| found.display().to_string())?;
     let mut command = Command::new(program);
     command.arg(&own).arg(root().join("fuzz/corpus").join(target)).env(VARIABLE, target);
     command.arg(format!("-artifact_prefix={}/", found.display()));
