@@ -40,10 +40,17 @@ fn packages() -> &'static [PathBuf; 2] {
     packages
 }
 
+fn can_be_packed() -> bool {
+    let can = Path::new("/usr/bin/dpkg-deb").exists() && Path::new("/usr/bin/systemd-sysusers").exists();
+    if !can {
+        skip("this machine is not of Debian's kind, or has no systemd");
+    }
+    can
+}
+
 /// A machine with both packages at hand, or a word why not.
 fn machine() -> Option<Machine> {
-    if !Path::new("/usr/bin/dpkg-deb").exists() || !Path::new("/usr/bin/systemd-sysusers").exists() {
-        skip("this machine is not of Debian's kind, or has no systemd");
+    if !can_be_packed() {
         return None;
     }
     if Path::new("/usr/share/doc/homing").exists() {
@@ -109,6 +116,33 @@ fn installed_it_checks_serves_and_explains_itself() {
     assert_eq!(owner.trim(), "homing-app");
     machine.ask(&["homing", "stop", "--now"]);
     assert!(homing.wait().expect("it ends").success());
+}
+
+#[test]
+fn the_bill_of_materials_names_what_is_linked_in_and_where_it_is_from() {
+    if !can_be_packed() {
+        return;
+    }
+    let folder = packages()[0].parent().expect("packages lie in a folder");
+    let files = std::fs::read_dir(folder).expect("readable").map(|entry| entry.expect("readable").path());
+    let bills: Vec<PathBuf> = files.filter(|path| path.to_string_lossy().ends_with(".cdx.json")).collect();
+    let [path] = &bills[..] else { panic!("one bill beside the packages: {bills:?}") };
+    let bill: Value = serde_json::from_slice(&std::fs::read(path).expect("readable")).expect("JSON");
+    assert_eq!((&bill["bomFormat"], &bill["specVersion"]), (&"CycloneDX".into(), &"1.5".into()));
+    let homing = &bill["metadata"]["component"];
+    assert_eq!((&homing["name"], &homing["version"]), (&"homing".into(), &env!("CARGO_PKG_VERSION").into()));
+    let components = bill["components"].as_array().expect("a list");
+    let ring = components.iter().find(|component| component["name"] == "ring").expect("ring is linked into homing");
+    assert!(ring["hashes"][0]["content"].as_str().is_some_and(|sum| sum.len() == 64), "{ring}");
+    assert!(ring["licenses"][0]["expression"].is_string(), "{ring}");
+    // What only tests use is not in the program.
+    assert!(components.iter().all(|component| component["name"] != "proptest"));
+    let mut known: Vec<&Value> = components.iter().chain([homing]).map(|component| &component["bom-ref"]).collect();
+    let uses = bill["dependencies"].as_array().expect("a list");
+    known.retain(|name| uses.iter().all(|entry| entry["ref"] != **name));
+    assert!(known.is_empty(), "nothing is said of what these use: {known:?}");
+    let homing = uses.iter().find(|entry| entry["ref"] == homing["bom-ref"]).expect("homing uses something");
+    assert!(homing["dependsOn"].as_array().is_some_and(|uses| uses.len() > 20), "{homing}");
 }
 
 #[test]
