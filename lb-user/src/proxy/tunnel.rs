@@ -104,7 +104,11 @@ pub async fn run(
     };
     // A stream of an HTTP/2 connection has no socket of its own, and no gate before it.
     let (client, to_worker) = match under::<Gate<ClientStream>>(client) {
-        Ok((gate, _)) => gate.into_inner(),
+        Ok((gate, read)) => {
+            // hyper may have looked once more between the worker's 101 and its own end.
+            let (client, kept) = gate.into_inner();
+            (client, if read.is_empty() { kept } else { [read, kept].concat().into() })
+        }
         Err(stream) => (ClientStream::Multiplexed(Multiplexed::new(stream)), Bytes::new()),
     };
     let backend = route.backend;
