@@ -4,7 +4,7 @@ use core::net::IpAddr;
 
 /// An address in two big-endian halves, so that masks and hashes are two 64-bit operations.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Addr {
     /// Bits 127 to 64.
     pub high: u64,

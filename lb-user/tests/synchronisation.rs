@@ -59,12 +59,12 @@ mod queue;
 #[path = "../src/proxy/vacancies.rs"]
 mod vacancies;
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use std::pin::pin;
 
 use chore::Chore;
 use futures_util::future::{Either, select};
+use lb_common::addr::Addr;
 use lending::Lending;
 use queue::Queues;
 use routing::Load;
@@ -73,8 +73,8 @@ use shuttle::{Config, Runner, future, thread};
 use sync::{Arc, AtomicU32, Mutex, Notify, Ordering};
 use tokio::sync::watch;
 
-const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+const CLIENT: Addr = Addr { high: 0, low: 1 };
+const OTHER: Addr = Addr { high: 0, low: 2 };
 const APP: u32 = 7;
 /// Orders that are tried of each test.
 const ORDERS: usize = 10_000;
@@ -113,7 +113,7 @@ impl House {
     }
 
     /// As `proxy::admit` waits, for one of these workers. Which it was; `None`: another client has its place.
-    async fn admit(&self, wanted: Range<usize>, most: u32, client: IpAddr) -> Option<Arc<Load>> {
+    async fn admit(&self, wanted: Range<usize>, most: u32, client: Addr) -> Option<Arc<Load>> {
         let turn = self.queues.join(APP, most, client)?;
         let mut changes = self.takes.subscribe();
         loop {

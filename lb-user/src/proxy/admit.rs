@@ -77,7 +77,7 @@ impl Inner {
             tracing::debug!(app = &*route.name, "request refused: every worker is full");
             return Err(self.refused(Counter::RefusedFull, Refusal::Full));
         }
-        let turn = self.queues.join(visitor.app, route.http.queue, visitor.address);
+        let turn = self.queues.join(visitor.app, route.http.queue, route.binding_key(visitor.address).client);
         let turn = turn.ok_or_else(|| self.refused(Counter::RefusedHeldFull, Refusal::HeldFull))?;
         let _held = Held::in_times(&route.times);
         drop(route);

@@ -126,6 +126,13 @@ impl RequestBody {
             Self::Streaming(upload) => Some(Arc::clone(&upload.passage)),
         }
     }
+
+    /// Something of it has been taken by the worker's connection.
+    pub fn goes_on(&self) {
+        if let Self::Streaming(upload) = self {
+            upload.passage.goes_on();
+        }
+    }
 }
 
 impl Upload {
@@ -134,7 +141,6 @@ impl Upload {
             return self.poll_pause(cx).map(|()| Some(Err(Fault::Slow)));
         };
         self.pause = None;
-        self.passage.goes_on();
         Poll::Ready(match frame {
             None => None,
             Some(Err(_)) => Some(Err(Fault::Broken)),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, REFERER, USER_AGENT};
 use http::request::Parts;
+use http::uri::Authority;
 use http::{Method, StatusCode, Version};
 
 use crate::access::{AccessLog, Fate, Line};
@@ -39,7 +40,9 @@ impl Entry {
         let (client, is_secure) = client;
         let target = match parts.uri.path_and_query() {
             Some(target) if log.is_some_and(|log| log.wants_query()) => target.as_str(),
-            _ => parts.uri.path(),
+            Some(target) => target.path(),
+            // CONNECT names a machine and no path (RFC 9112 section 3.2.3).
+            None => parts.uri.authority().map_or("", Authority::as_str),
         };
         let line = Line {
             began: SystemTime::now(),

@@ -22,6 +22,7 @@ use super::h2::{self, Bootstrap};
 use super::headers::Client;
 use super::place::{Place, Visitor};
 use super::session;
+use super::streams::Tunnelled;
 use super::told::{Decision, Outcome, Told};
 use super::upstream::{Arriving, Introduction, On, SendError};
 use super::{check, headers, learn, trust, tunnel};
@@ -259,7 +260,7 @@ impl Attempt<'_> {
             attempts += 1;
             let place = inner.admit(self.visitor, request.headers(), &mut patience, shunned).await?;
             failed.inspect(|since| place.worker.load.times.retried.observe(since.elapsed()));
-            let shown: Vec<HeaderValue> = self.hide_cookie(&mut request);
+            let shown = self.hide_cookie(&mut request);
             let introduction = self.introduction.as_ref();
             let passage = request.body().passage();
             let on = match (&self.upgrade, failed) {
@@ -335,7 +336,9 @@ impl Attempt<'_> {
             failed = Some(Instant::now());
             inner.counters.add(Counter::Retried);
             request = *unsent;
-            restore_cookie(&mut request, shown);
+            if let Some(shown) = shown {
+                restore_cookie(&mut request, shown);
+            }
             let newcomer = place.rule.is_new();
             drop(place);
             if newcomer && self.others_than(backend) {
@@ -359,7 +362,8 @@ impl Attempt<'_> {
         if let Some(entry) = &mut entry {
             entry.status = response.status().as_u16();
         }
-        tokio::spawn(tunnel::run(Arc::clone(connection), app, place, entry, upgrade.client, worker));
+        let client = (upgrade.client, upgrade.bootstrap.and_then(|_| Tunnelled::here()));
+        tokio::spawn(tunnel::run(Arc::clone(connection), app, place, entry, client, worker));
         answered(response, true, set_cookie).map(|()| ResponseBody::Fixed(None))
     }
 
@@ -369,12 +373,12 @@ impl Attempt<'_> {
         route.is_some_and(|route| session::pick(&route.workers, None, Some(backend)).is_some())
     }
 
-    /// Returns the Cookie headers as they were, if there was something to hide.
-    fn hide_cookie(&self, request: &mut Request<RequestBody>) -> Vec<HeaderValue> {
-        let Some(cookie) = &self.cookie else { return Vec::new() };
+    /// Returns the Cookie headers as they were; `None` where homing has no cookie to hide.
+    fn hide_cookie(&self, request: &mut Request<RequestBody>) -> Option<Vec<HeaderValue>> {
+        let cookie = self.cookie.as_ref()?;
         let shown = request.headers().get_all(COOKIE).iter().cloned().collect();
         cookie::hide(request.headers_mut(), &cookie.name);
-        shown
+        Some(shown)
     }
 }
 

@@ -8,13 +8,16 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use rustls::ServerConfig;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::Inner;
 use super::counters::Counter;
-use super::limits::{HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_OF_A_CLIENT_MAX, LINGER, LINGER_BYTES_MAX};
+use super::limits::{
+    HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_OF_A_CLIENT_MAX, HANDSHAKES_OF_A_CLIENT_PART, LINGER,
+    LINGER_BYTES_MAX,
+};
 use super::stream::ClientStream;
 
 /// What every TLS connection begins with: the type of a handshake record (RFC 8446 section 5.1).
@@ -24,7 +27,7 @@ const PLAIN: &str = "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; chars
                      connection: close\r\n\r\nThis port speaks HTTPS: use https:// for its pages.\n";
 
 /// Handshakes under way: so many over all listeners, and so many of them one client's, so that one who begins handshakes
-/// and does not go on leaves room for others. Who finds none waits.
+/// and does not go on leaves room for others. Who finds none waits, unless so many others are there that it is not for him to.
 pub struct Handshakes {
     all: Arc<Semaphore>,
     clients: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
@@ -38,12 +41,20 @@ impl Default for Handshakes {
 
 impl Handshakes {
     /// Room for one more, until it is dropped. `client`: unless it is a proxy, which is many.
-    async fn one(&self, client: Option<IpAddr>) -> Result<[Option<OwnedSemaphorePermit>; 2], AcquireError> {
-        let own = match client.map(|client| self.of(household(client))) {
-            Some(own) => Some(own.acquire_owned().await?),
-            None => None,
+    ///
+    /// # Errors
+    /// The client has [`HANDSHAKES_OF_A_CLIENT_PART`] of what is left.
+    async fn one(&self, client: Option<IpAddr>) -> io::Result<[Option<OwnedSemaphorePermit>; 2]> {
+        let Some(client) = client else {
+            return Ok([None, Some(Arc::clone(&self.all).acquire_owned().await.map_err(io::Error::other)?)]);
         };
-        Ok([own, Some(Arc::clone(&self.all).acquire_owned().await?)])
+        let semaphore = self.of(household(client));
+        let own = Arc::clone(&semaphore).acquire_owned().await.map_err(io::Error::other)?;
+        let its = HANDSHAKES_OF_A_CLIENT_MAX - semaphore.available_permits();
+        if its > self.all.available_permits() / HANDSHAKES_OF_A_CLIENT_PART {
+            return Err(io::Error::other("too many handshakes are under way, and too many of them the client's"));
+        }
+        Ok([Some(own), Some(Arc::clone(&self.all).acquire_owned().await.map_err(io::Error::other)?)])
     }
 
     #[cfg(test)]
@@ -89,7 +100,7 @@ pub async fn shake_hands(
         if stream.peek(&mut first).await? == 1 && first[0] != HANDSHAKE {
             return Ok(Err(stream));
         }
-        let _one = proxy.handshakes.one(client).await.map_err(io::Error::other)?;
+        let _one = proxy.handshakes.one(client).await?;
         TlsAcceptor::from(config).accept(stream).await.map(Ok)
     };
     match timeout(HANDSHAKE_TIMEOUT, hands).await {
@@ -144,6 +155,22 @@ mod tests {
         }
         drop(held);
         assert!(at_once(Some(greedy(0))).is_some());
+    }
+
+    /// Each of them had its 256, sixteen had all there is, and everybody else waited until it was too late.
+    #[test]
+    fn a_thousand_who_begin_handshakes_and_do_not_go_on_leave_room_for_others() {
+        for greedy in [16, 100, 400] {
+            let handshakes = Handshakes::default();
+            let at_once = |n: u32| unconstrained(handshakes.one(Some(IpAddr::V4(n.into())))).now_or_never();
+            let mut held = Vec::new();
+            for _ in 0..HANDSHAKES_OF_A_CLIENT_MAX {
+                held.extend((0..greedy).filter_map(|n| at_once(n)?.ok()));
+            }
+            assert!(held.len() > HANDSHAKES_MAX / 2, "{greedy}: {}", held.len());
+            let others: Vec<_> = (0..32).map(|n| at_once(greedy + n)).collect();
+            assert!(others.iter().all(|one| matches!(one, Some(Ok(_)))), "{greedy}");
+        }
     }
 
     #[test]

@@ -41,6 +41,9 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const HANDSHAKES_MAX: usize = 4_096;
 /// Of these of one client, who may be a whole school.
 pub const HANDSHAKES_OF_A_CLIENT_MAX: usize = 256;
+/// And no more of them than this part of the room that is left for all: where many clients begin handshakes and do not go on,
+/// who begins few finds room ("Dynamic queue length thresholds for shared-memory packet switches", Choudhury and Hahne 1998).
+pub const HANDSHAKES_OF_A_CLIENT_PART: usize = 8;
 /// For a client who came to a TLS port without TLS: how long, and how much, is read of its request after the answer.
 pub const LINGER: Duration = Duration::from_secs(2);
 pub const LINGER_BYTES_MAX: u64 = 256 * 1024;
@@ -57,6 +60,8 @@ pub const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 pub const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 /// What of an answer waits for the client, per stream.
 pub const H2_SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// Of an answer's last piece, what may wait for a client with nobody looking whether it takes it.
+pub const PIECE_FORGOTTEN_MAX: usize = 1024;
 /// An HTTP/2 connection is asked whether its client is there this often, and given up when it does not say so in time.
 pub const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 pub const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);

@@ -46,6 +46,16 @@ async fn a_request_is_told_with_its_worker_and_the_rule_that_chose_it() {
     assert_eq!(lines[1]["rule"], "cookie_kept");
 }
 
+/// It looked like a head that could not be read.
+#[tokio::test]
+async fn a_connect_is_told_with_the_machine_that_it_names() {
+    let (world, _dir, path) = logged(route(Affinity::Ip, vec![]), false).await;
+    let answer = world.raw("CONNECT mail.test:25 HTTP/1.1\r\nHost: mail.test:25\r\n\r\n").await;
+    let line = lines(&path, 1).await.remove(0);
+    assert_eq!((&line["method"], &line["target"]), (&"CONNECT".into(), &"mail.test:25".into()));
+    assert_eq!(Some(u64::from(Answer(answer).status())), line["status"].as_u64());
+}
+
 #[tokio::test]
 async fn refusals_and_waits_are_told() {
     let (world, _dir, path) = logged(AppRoute { failed: Some("x".into()), ..route(Affinity::Ip, vec![]) }, true).await;

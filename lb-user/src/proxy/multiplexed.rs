@@ -383,3 +383,53 @@ async fn ten_cold_tabs_over_one_connection_get_one_worker() {
     assert!(got.iter().all(|worker| *worker == got[0]), "{got:?}");
     assert_eq!((world.count(Counter::CookieNew), world.count(Counter::PageJoined)), (1, 9));
 }
+
+/// hyper took it whole, and nobody looked whether it went on.
+#[tokio::test(start_paused = true)]
+async fn an_answer_in_one_piece_of_which_its_client_takes_a_byte_is_ended_while_its_connection_goes_on() {
+    tick();
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 2000\r\n\r\n{}", "x".repeat(2000)).leak();
+    let worker = raw_worker(0, |_, _| answer).await;
+    let world = world_h2(route(Affinity::Ip, vec![worker])).await;
+    let (mut client, _connection) = shut(&world, 1).await;
+    let mut ask = || client.send_request(Request::get("http://a/").body(()).unwrap(), true).unwrap().0;
+    let mut stalled = ask().await.unwrap().into_body();
+    assert_eq!(stalled.data().await.unwrap().unwrap().len(), 1);
+    let mut others = Vec::new();
+    for _ in 0..20 {
+        tokio::time::sleep(CLIENT_STALL / 16).await;
+        others.push(ask().await.unwrap());
+    }
+    assert_eq!(stalled.data().await.unwrap().unwrap_err().reason(), Some(h2::Reason::CANCEL));
+}
+
+/// It was waited for without end, and had its worker's slot for as long.
+#[tokio::test(start_paused = true)]
+async fn a_websocket_whose_client_takes_nothing_is_ended_when_its_worker_has_said_all_or_says_more() {
+    for says_more in [false, true] {
+        tick();
+        let (listener, worker) = by_hand().await;
+        let load = worker.load.clone();
+        let world = world_h2(route(Affinity::Ip, vec![worker])).await;
+        let (mut client, _connection) = shut(&world, 0).await;
+        let connect = Request::builder().method(Method::CONNECT).uri("http://a/websocket/");
+        let connect = connect.extension(h2::ext::Protocol::from_static("websocket"));
+        let connect = connect.header("sec-websocket-version", "13").body(()).unwrap();
+        let (response, _to_worker) = client.send_request(connect, false).unwrap();
+        let (worker, _) = listener.accept().await.unwrap();
+        let worker = tokio::spawn(async move {
+            let mut worker = tokio_tungstenite::accept_async(worker).await.unwrap();
+            worker.send(Message::text("all there is")).await.unwrap();
+            while says_more && worker.send(Message::text("more")).await.is_ok() {}
+        });
+        let mut body = response.await.unwrap().into_body();
+        assert_eq!(load.open.count(), 1);
+        let end = timeout(CLIENT_STALL * 2, body.data()).await.expect("an end");
+        assert_eq!(end.unwrap().unwrap_err().reason(), Some(h2::Reason::CANCEL));
+        assert_eq!((load.open.count(), world.count(Counter::Http2Stalled)), (0, 1));
+        worker.await.unwrap();
+        // Nothing is left of it that the connection would wait for.
+        world.shutdown.send_replace(Shutdown::Draining);
+        timeout(CLIENT_STALL, world.served).await.expect("the listener's end").unwrap().unwrap();
+    }
+}

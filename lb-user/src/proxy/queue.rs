@@ -2,8 +2,9 @@
 //! changes, and who cannot be placed does not keep those behind from it. In a queue that is full, a client with many places
 //! gives its last one up for another client who has fewer.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use lb_common::addr::Addr;
 
 use super::limits::HELD_MAX;
 use super::vacancies::Vacancies;
@@ -12,20 +13,29 @@ use crate::sync::{Arc, Mutex, MutexGuard, Notify, PoisonError};
 
 /// All queues.
 #[derive(Default)]
-pub struct Queues(Mutex<HashMap<u32, Queue>>);
+pub struct Queues(Mutex<Table>);
+
+#[derive(Default)]
+struct Table {
+    apps: HashMap<u32, Queue>,
+    /// Places of all apps.
+    all: usize,
+}
 
 #[derive(Default)]
 struct Queue {
     next: u64,
     /// By the order in which they came.
     waiting: BTreeMap<u64, Waiting>,
-    /// Places that a client has.
-    places: HashMap<IpAddr, usize>,
+    /// The numbers of a client's places.
+    places: HashMap<Addr, BTreeSet<u64>>,
+    /// Clients by how many these are.
+    ranks: BTreeSet<(usize, Addr)>,
 }
 
 struct Waiting {
     called: Arc<Notify>,
-    client: IpAddr,
+    client: Addr,
 }
 
 impl Queue {
@@ -36,60 +46,90 @@ impl Queue {
     }
 
     /// A place for the client, at the end.
-    fn add(&mut self, client: IpAddr) -> (u64, Arc<Notify>) {
+    fn add(&mut self, client: Addr) -> (u64, Arc<Notify>) {
         let number = self.next;
         self.next += 1;
         let called = Arc::new(Notify::new());
         self.waiting.insert(number, Waiting { called: Arc::clone(&called), client });
-        *self.places.entry(client).or_default() += 1;
+        self.change(client, |places| places.insert(number));
         (number, called)
     }
 
     fn remove(&mut self, number: u64) -> Option<Waiting> {
         let waiting = self.waiting.remove(&number)?;
-        if let Some(places) = self.places.get_mut(&waiting.client) {
-            *places -= 1;
-            if *places == 0 {
-                self.places.remove(&waiting.client);
-            }
-        }
+        self.change(waiting.client, |places| places.remove(&number));
         Some(waiting)
     }
 
-    /// Puts out the last of the client with the most places, if those are more than `places`. Whether one was.
-    fn put_one_out(&mut self, places: usize) -> bool {
-        let most = self.places.iter().max_by_key(|(_, places)| **places);
-        let Some((&client, _)) = most.filter(|(_, most)| **most > places) else { return false };
-        let last = self.waiting.iter().rev().find(|(_, waiting)| waiting.client == client).map(|(&number, _)| number);
-        last.and_then(|number| self.remove(number)).inspect(|waiting| waiting.called.notify_one()).is_some()
+    fn change(&mut self, client: Addr, change: impl FnOnce(&mut BTreeSet<u64>) -> bool) {
+        let places = self.places.entry(client).or_default();
+        self.ranks.remove(&(places.len(), client));
+        change(places);
+        match places.len() {
+            0 => drop(self.places.remove(&client)),
+            count => drop(self.ranks.insert((count, client))),
+        }
+    }
+
+    fn places_of(&self, client: Addr) -> usize {
+        self.places.get(&client).map_or(0, BTreeSet::len)
+    }
+
+    /// The last place of the client with the most, if those are more than `than`.
+    fn to_put_out(&self, than: usize) -> Option<u64> {
+        let &(most, client) = self.ranks.last()?;
+        (most > than).then(|| self.places.get(&client)?.last().copied()).flatten()
+    }
+}
+
+impl Table {
+    fn length(&self, app: u32) -> usize {
+        self.apps.get(&app).map_or(0, |queue| queue.waiting.len())
+    }
+
+    fn add(&mut self, app: u32, client: Addr) -> (u64, Arc<Notify>) {
+        self.all += 1;
+        self.apps.entry(app).or_default().add(client)
+    }
+
+    fn remove(&mut self, app: u32, number: u64) -> Option<Waiting> {
+        let waiting = self.apps.get_mut(&app)?.remove(number)?;
+        self.all -= 1;
+        Some(waiting)
+    }
+
+    /// Puts out the last place of that client of the app who has most, and more than `than`. Whether there was one.
+    fn put_one_out(&mut self, app: u32, than: usize) -> bool {
+        let number = self.apps.get(&app).and_then(|queue| queue.to_put_out(than));
+        let out = number.and_then(|number| self.remove(app, number));
+        out.inspect(|waiting| waiting.called.notify_one()).is_some()
     }
 }
 
 impl Queues {
     /// How many wait for the app.
     pub fn of(&self, app: u32) -> usize {
-        self.table().get(&app).map_or(0, |queue| queue.waiting.len())
+        self.table().length(app)
     }
 
     /// A turn at the end of the app's queue. Where `most` wait already, or [`HELD_MAX`] over all apps, it is another client's
     /// of that app, or the longest queue's, if that has more than this one would have then; `None` where nobody has.
-    pub fn join(&self, app: u32, most: u32, client: IpAddr) -> Option<Turn<'_>> {
+    pub fn join(&self, app: u32, most: u32, client: Addr) -> Option<Turn<'_>> {
         let mut table = self.table();
-        let all: usize = table.values().map(|queue| queue.waiting.len()).sum();
-        let own = table.entry(app).or_default();
-        let (length, places) = (own.waiting.len(), own.places.get(&client).map_or(0, |places| *places));
+        let length = table.length(app);
         let is_full = length >= most as usize;
-        if is_full || all >= HELD_MAX {
-            let longest = table.iter().max_by_key(|(_, queue)| queue.waiting.len());
-            let longer = longest.filter(|(_, queue)| !is_full && queue.waiting.len() > length + 1);
-            let (from, than) = longer.map_or((app, places + 1), |(&longer, _)| (longer, 0));
-            table.get_mut(&from).is_some_and(|queue| queue.put_one_out(than)).then_some(())?;
+        if is_full || table.all >= HELD_MAX {
+            let longest = table.apps.iter().max_by_key(|(_, queue)| queue.waiting.len()).filter(|_| !is_full);
+            let longer = longest.filter(|(_, queue)| queue.waiting.len() > length + 1).map(|(&longer, _)| longer);
+            let places = table.apps.get(&app).map_or(0, |queue| queue.places_of(client));
+            let (from, than) = longer.map_or((app, places + 1), |longer| (longer, 0));
+            table.put_one_out(from, than).then_some(())?;
         }
-        let (number, called) = table.entry(app).or_default().add(client);
+        let (number, called) = table.add(app, client);
         Some(Turn { queues: self, app, number, called })
     }
 
-    fn table(&self) -> MutexGuard<'_, HashMap<u32, Queue>> {
+    fn table(&self) -> MutexGuard<'_, Table> {
         // A panic cannot leave a queue half-changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -121,17 +161,17 @@ impl Turn<'_> {
     /// Whether it is for this one to see what changes, and to call the others.
     pub fn is_first(&self) -> bool {
         let table = self.queues.table();
-        table.get(&self.app).and_then(|queue| queue.waiting.keys().next()) == Some(&self.number)
+        table.apps.get(&self.app).and_then(|queue| queue.waiting.keys().next()) == Some(&self.number)
     }
 
     /// Whether its place is another's now.
     pub fn is_over(&self) -> bool {
-        !self.queues.table().get(&self.app).is_some_and(|queue| queue.waiting.contains_key(&self.number))
+        !self.queues.table().apps.get(&self.app).is_some_and(|queue| queue.waiting.contains_key(&self.number))
     }
 
     /// Calls the one behind: something has changed, and this one has tried.
     pub fn pass_on(&self) {
-        if let Some(queue) = self.queues.table().get(&self.app) {
+        if let Some(queue) = self.queues.table().apps.get(&self.app) {
             queue.call_behind(self.number);
         }
     }
@@ -144,10 +184,11 @@ impl Turn<'_> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        if let Some(queue) = self.queues.table().get_mut(&self.app) {
-            // Called but not tried, or first: either way the next one must know, and only when this one has left: it looks
-            // whether it is the first now.
-            drop(queue.remove(self.number));
+        let mut table = self.queues.table();
+        // Called but not tried, or first: either way the next one must know, and only when this one has left: it looks
+        // whether it is the first now.
+        drop(table.remove(self.app, self.number));
+        if let Some(queue) = table.apps.get(&self.app) {
             queue.call_behind(self.number);
         }
     }

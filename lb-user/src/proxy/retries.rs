@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
 
 use lb_common::abi::BackendId;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::Counter;
 use super::testing::*;
@@ -42,13 +43,16 @@ async fn a_known_user_whose_worker_refuses_waits_for_control_to_replace_it() {
         let mut gone = moved.clone();
         gone[0].incarnation = 5;
         world.publish(route(affinity, gone));
-        let (answer, ()) = tokio::join!(world.get(if affinity == Affinity::Ip { "" } else { &cookie }), async {
+        let cookies = format!("{cookie}Cookie: a=1\r\n");
+        let (answer, ()) = tokio::join!(world.get(&cookies), async {
             assert_eq!(world.notice().await, Notice::Unreachable { backend: BackendId::new(0, 1) });
             let mut restarted = routes(&workers);
             restarted[0].backend = BackendId::new(0, 2);
             world.publish(route(affinity, restarted));
         });
         assert_eq!((answer.status(), answer.worker()), (200, 0));
+        // By address homing has no cookie to hide, and lost the app's own.
+        assert!(answer.0.contains("cookie: a=1\n"), "the app's cookie survives the retry: {}", answer.0);
     }
 }
 
@@ -71,6 +75,24 @@ async fn an_idle_connection_that_the_worker_just_closed_costs_a_get_nothing() {
         assert_eq!(world.get("").await.status(), 200);
     }
     assert_eq!((world.count(Counter::Retried), world.count(Counter::UpstreamError)), (2, 0));
+}
+
+/// It was counted twice: when the idle connection ended, and when nobody took the next one.
+#[tokio::test]
+async fn a_get_whose_worker_dies_and_refuses_is_counted_once() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let worker = worker_at(0, listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = [0; 4096];
+        assert!(stream.read(&mut request).await.unwrap() > 0);
+        stream.write_all(OK.as_bytes()).await.unwrap();
+        assert!(stream.read(&mut request).await.unwrap() > 0);
+    });
+    let world = world(route(Affinity::Ip, vec![worker])).await;
+    assert_eq!(world.get("").await.status(), 200);
+    assert_eq!(world.get("").await.status(), 503);
+    assert_eq!((world.count(Counter::Retried), world.count(Counter::UpstreamRefused)), (1, 2));
 }
 
 #[tokio::test]

@@ -50,10 +50,7 @@ async fn after_a_rotation_of_the_keys_a_user_stays_and_gets_the_cookie_anew_once
     let workers = workers(4).await;
     let world = world(route(Affinity::Cookie, routes(&workers))).await;
     let first = world.get("").await;
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join(super::KEY_FILE), [7; 32]).unwrap();
-    std::fs::set_permissions(dir.path().join(super::KEY_FILE), std::os::unix::fs::PermissionsExt::from_mode(0o600))
-        .unwrap();
+    let dir = keys_on_disk();
     world.proxy.0.keys.rotate(dir.path()).unwrap();
     let again = world.get(&first.cookie().unwrap()).await;
     assert_eq!(again.worker(), first.worker());
@@ -61,6 +58,32 @@ async fn after_a_rotation_of_the_keys_a_user_stays_and_gets_the_cookie_anew_once
     let kept = world.get(&renewed).await;
     assert_eq!((kept.worker(), kept.cookie()), (first.worker(), None));
     assert_eq!((world.count(Counter::CookieKept), world.count(Counter::CookieInvalid)), (2, 0));
+}
+
+/// The keys of a [`world`], where they can be rotated.
+fn keys_on_disk() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(super::KEY_FILE);
+    std::fs::write(&file, [7; 32]).unwrap();
+    std::fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    dir
+}
+
+#[tokio::test]
+async fn a_cookie_whose_key_is_forgotten_or_another_homings_is_counted_and_as_good_as_none() {
+    let workers = workers(4).await;
+    let world = world(route(Affinity::Cookie, routes(&workers))).await;
+    let old = world.get("").await.cookie().unwrap();
+    let dir = keys_on_disk();
+    for _ in 0..2 {
+        world.proxy.0.keys.rotate(dir.path()).unwrap();
+    }
+    let answer = world.get(&old).await;
+    assert_eq!(answer.status(), 200);
+    let new = answer.cookie().expect("as to a newcomer");
+    assert_eq!((world.count(Counter::CookieInvalid), world.count(Counter::CookieNew)), (1, 2));
+    assert_eq!(world.get(&new).await.worker(), answer.worker());
+    assert_eq!(world.count(Counter::CookieKept), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -115,7 +115,7 @@ impl Settings {
             async move {
                 let response = handle(connection, request).await;
                 drop(busy);
-                Ok::<_, Infallible>(response.map(Offered))
+                Ok::<_, Infallible>(response.map(Offered::new))
             }
         });
         proxy.counters.add(Counter::Http2Connections);

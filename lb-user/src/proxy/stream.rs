@@ -12,6 +12,7 @@ use tokio::time::{Sleep, sleep};
 use tokio_rustls::server::TlsStream;
 
 use super::limits::CLIENT_STALL;
+use super::streams::Tunnelled;
 use crate::gather::Room;
 
 pub enum ClientStream {
@@ -25,17 +26,29 @@ pub struct Multiplexed {
     stream: TokioIo<Upgraded>,
     /// Runs while the client takes nothing: the kernel, which gives up such a client of another connection, does not see it.
     pause: Option<Pin<Box<Sleep>>>,
+    _tunnelled: Option<Tunnelled>,
 }
 
 impl Multiplexed {
-    pub fn new(stream: Upgraded) -> Self {
-        Self { stream: TokioIo::new(stream), pause: None }
+    pub fn new(stream: Upgraded, tunnelled: Option<Tunnelled>) -> Self {
+        Self { stream: TokioIo::new(stream), pause: None, _tunnelled: tunnelled }
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(cx, bytes) {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.in_time(cx, written)
+    }
+
+    /// Completes when the client has taken all.
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.in_time(cx, shut)
+    }
+
+    fn in_time<T>(&mut self, cx: &mut Context<'_>, taken: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if taken.is_ready() {
             self.pause = None;
-            return Poll::Ready(written);
+            return taken;
         }
         ready!(self.pause.get_or_insert_with(|| Box::pin(sleep(CLIENT_STALL))).as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
@@ -102,7 +115,7 @@ impl AsyncWrite for ClientStream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Multiplexed(tunnel) => Pin::new(&mut tunnel.stream).poll_shutdown(cx),
+            Self::Multiplexed(tunnel) => tunnel.poll_shutdown(cx),
         }
     }
 }

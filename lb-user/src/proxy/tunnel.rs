@@ -35,6 +35,7 @@ use super::listen::stopped;
 use super::place::Place;
 use super::seldom::unless;
 use super::stream::{ClientStream, Multiplexed};
+use super::streams::Tunnelled;
 use crate::address::Stream;
 
 /// Open tunnels per backend. hyper forgets a connection once it is upgraded; draining must not.
@@ -83,13 +84,14 @@ impl Drop for Registered<'_> {
     }
 }
 
-/// Runs a tunnel from the worker's 101 to its end. The client's half becomes free when the 101 has been written.
+/// Runs a tunnel from the worker's 101 to its end. The client's half becomes free when the 101 has been written; if it is a stream
+/// of HTTP/2, that is told of the tunnel's end.
 pub async fn run(
     connection: Arc<Connection>,
     app: u32,
     place: Place,
     mut entry: Option<Entry>,
-    client: OnUpgrade,
+    (client, tunnelled): (OnUpgrade, Option<Tunnelled>),
     worker: Option<(Stream, Bytes)>,
 ) {
     let inner = &connection.proxy;
@@ -109,7 +111,7 @@ pub async fn run(
             let (client, kept) = gate.into_inner();
             (client, if read.is_empty() { kept } else { [read, kept].concat().into() })
         }
-        Err(stream) => (ClientStream::Multiplexed(Multiplexed::new(stream)), Bytes::new()),
+        Err(stream) => (ClientStream::Multiplexed(Multiplexed::new(stream, tunnelled)), Bytes::new()),
     };
     let backend = route.backend;
     drop(route);

@@ -1,14 +1,13 @@
 //! Queues as one thread sees them; what several threads make of them is in `tests/synchronisation.rs`.
 
 use futures_util::FutureExt as _;
-
-use std::net::{IpAddr, Ipv4Addr};
+use lb_common::addr::Addr;
 
 use super::limits::HELD_MAX;
 use super::queue::{Queues, Turn};
 
-const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+const CLIENT: Addr = Addr { high: 0, low: 1 };
+const OTHER: Addr = Addr { high: 0, low: 2 };
 
 fn is_called(turn: &Turn<'_>) -> bool {
     turn.called().now_or_never().is_some()

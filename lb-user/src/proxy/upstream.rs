@@ -112,7 +112,6 @@ impl Upstreams {
                 Err((_, unanswered)) => return Err(unanswered.error(None)),
             }
             is_first = false;
-            self.counters.add(Counter::Retried);
         }
         let stream = match Box::pin(self.connect(&worker.address, introduction)).await {
             Ok(stream) => stream,
@@ -121,6 +120,10 @@ impl Upstreams {
                 return Err(SendError::Refused { request, error });
             }
         };
+        if !is_first {
+            // Where nobody takes it, whoever asks may: that counts it then.
+            self.counters.add(Counter::Retried);
+        }
         let answered = exchange(stream, &parts.method, sending, pool, &self.counters).await;
         answered.map_err(|(unsent, unanswered)| {
             let may_be_sent_again = is_first && unsent.may_start_anew();

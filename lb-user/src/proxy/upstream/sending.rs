@@ -97,6 +97,7 @@ impl Sending {
                 let filled = self.waiting.chunks_vectored(&mut slices);
                 let taken = ready!(Pin::new(&mut *to).poll_write_vectored(cx, &slices[..filled]));
                 self.waiting.advance(some(taken)?);
+                self.body.goes_on();
             }
             if self.has_ended {
                 return Poll::Ready(Ok(()));
