@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use crate::instance::DEADLINE;
 
@@ -24,6 +25,11 @@ pub const END_HEADERS: u8 = 4;
 pub const PADDED: u8 = 8;
 /// Of a request without a body.
 pub const WHOLE: u8 = END_STREAM | END_HEADERS;
+
+/// Bytes that a server takes on a stream, and on all of a connection, until it says otherwise.
+pub const INITIAL_WINDOW: u32 = 65_535;
+/// The longest frame that every server takes.
+const PIECE: usize = 16_384;
 
 /// What a server does with a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +72,12 @@ impl Client {
         Self(stream)
     }
 
+    /// Waits no longer than this for what comes next; a server that says nothing counts as [`Reaction::Closed`].
+    pub fn patient_for(self, time: Duration) -> Self {
+        self.0.set_read_timeout(Some(time)).expect("set");
+        self
+    }
+
     /// What is not taken any more shows in the reaction.
     pub fn send(&mut self, bytes: &[u8]) {
         let _ = self.0.write_all(bytes);
@@ -84,6 +96,33 @@ impl Client {
                 _ => {}
             }
         }
+    }
+
+    /// Sends so much on the stream, as far as the server's windows let it (RFC 9113 section 6.9); how much, once the time is over in
+    /// which it opened none of them.
+    pub fn push(&mut self, stream: u32, most: u64) -> u64 {
+        let initial = i64::from(INITIAL_WINDOW);
+        let (mut window, mut of_connection, mut sent) = (initial, initial, 0);
+        while sent < most {
+            while window.min(of_connection) >= PIECE as i64 {
+                self.send(&frame(DATA, 0, stream, &[b'x'; PIECE]));
+                window -= PIECE as i64;
+                of_connection -= PIECE as i64;
+                sent += PIECE as u64;
+            }
+            let Some((kind, about, payload)) = self.next() else { break };
+            let number = |at: usize| i64::from(u32::from_be_bytes(payload[at..at + 4].try_into().expect("four")));
+            match kind {
+                WINDOW_UPDATE if about == 0 => of_connection += number(0),
+                WINDOW_UPDATE if about == stream => window += number(0),
+                SETTINGS => {
+                    let new = payload.chunks_exact(6).rposition(|setting| setting[..2] == [0, 4]);
+                    window += new.map_or(0, |at| number(at * 6 + 2) - initial);
+                }
+                _ => {}
+            }
+        }
+        sent
     }
 
     /// Waits for the answer to a ping with these bytes.

@@ -14,8 +14,20 @@ pub struct Peer {
     _dir: tempfile::TempDir,
 }
 
+/// What clients speak to it.
+#[derive(Clone, Copy)]
+pub enum Speaks {
+    Http1,
+    /// Without TLS, from the first byte.
+    Http2,
+}
+
 /// None where it is not installed.
-pub fn nginx(upstream: SocketAddr) -> Option<Peer> {
+pub fn nginx(speaks: Speaks, upstream: SocketAddr) -> Option<Peer> {
+    let http2 = match speaks {
+        Speaks::Http1 => "",
+        Speaks::Http2 => " http2",
+    };
     // Times, too: who waits for the rest of a broken request is not waited for.
     start("nginx", &["-p", ".", "-e", "error.log", "-c", "proxy.conf"], |listen| {
         format!(
@@ -24,7 +36,7 @@ pub fn nginx(upstream: SocketAddr) -> Option<Peer> {
              http {{ access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path f;\n\
              uwsgi_temp_path u; scgi_temp_path s; client_header_timeout 1s; client_body_timeout 1s;\n\
              map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}\n\
-             server {{ listen {listen}; location / {{ proxy_pass http://{upstream}; proxy_http_version 1.1;\n\
+             server {{ listen {listen}{http2}; location / {{ proxy_pass http://{upstream}; proxy_http_version 1.1;\n\
              proxy_set_header Host $host; proxy_set_header X-Forwarded-For $remote_addr;\n\
              proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade; }} }} }}\n"
         )
@@ -32,12 +44,16 @@ pub fn nginx(upstream: SocketAddr) -> Option<Peer> {
 }
 
 /// None where it is not installed.
-pub fn haproxy(upstream: SocketAddr) -> Option<Peer> {
+pub fn haproxy(speaks: Speaks, upstream: SocketAddr) -> Option<Peer> {
+    let proto = match speaks {
+        Speaks::Http1 => "",
+        Speaks::Http2 => " proto h2",
+    };
     start("haproxy", &["-db", "-f", "proxy.conf"], |listen| {
         format!(
             "global\n nbthread 1\n maxconn 500\ndefaults\n mode http\n timeout connect 5s\n timeout client 1s\n \
              timeout http-request 1s\n timeout server 20s\n option forwardfor\n\
-             frontend in\n bind {listen}\n default_backend app\nbackend app\n server w {upstream}\n"
+             frontend in\n bind {listen}{proto}\n default_backend app\nbackend app\n server w {upstream}\n"
         )
     })
 }

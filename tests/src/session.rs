@@ -27,6 +27,8 @@ pub struct Session<'a> {
     client: Client<'a>,
     socket: WebSocket<TcpStream>,
     pub hello: Hello,
+    /// The `NAME=VALUE` that came with the upgrade, where clients are kept by one.
+    cookie: Option<String>,
 }
 
 /// An HTTP answer.
@@ -53,26 +55,30 @@ impl<'a> Client<'a> {
 
     /// GET on a connection of its own.
     pub fn get(&self, route: &str) -> io::Result<Answer> {
-        get_on(&mut self.connect()?, route)
+        get_on(&mut self.connect()?, route, "")
     }
 
     /// Opens a WebSocket, on which a session is born.
     pub fn open(self) -> Session<'a> {
         let stream = self.connect().expect("the service can be reached");
         let url = format!("ws://{}/websocket/", self.target);
-        let (mut socket, _) = tungstenite::client(url, stream).expect("the worker upgrades");
+        let (mut socket, upgrade) = tungstenite::client(url, stream).expect("the worker upgrades");
+        let cookie = upgrade.headers().get("set-cookie").map(|set| {
+            let set = set.to_str().expect("a cookie is text");
+            set.split(';').next().unwrap_or(set).to_owned()
+        });
         let hello = match socket.read().expect("the app speaks first") {
             Message::Text(text) => serde_json::from_str(&text).expect("the app says who it is"),
             other => panic!("the app said {other:?}"),
         };
-        Session { client: self, socket, hello }
+        Session { client: self, socket, hello, cookie }
     }
 }
 
-/// The last GET on a connection.
-pub fn get_on(stream: &mut TcpStream, route: &str) -> io::Result<Answer> {
+/// The last GET on a connection, with these further header lines.
+pub fn get_on(stream: &mut TcpStream, route: &str, lines: &str) -> io::Result<Answer> {
     let target = stream.peer_addr()?;
-    write!(stream, "GET {route} HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "GET {route} HTTP/1.1\r\nHost: {target}\r\n{lines}Connection: close\r\n\r\n")?;
     let mut text = Vec::new();
     stream.read_to_end(&mut text)?;
     let text = String::from_utf8_lossy(&text);
@@ -89,8 +95,9 @@ impl Session<'_> {
             && matches!(self.socket.read(), Ok(Message::Pong(_)))
     }
 
-    /// The session's own route on a new connection: 200 in its process, 404 in any other.
+    /// The session's own route on a new connection, with the cookie if there is one: 200 in its process, 404 in any other.
     pub fn check(&self) -> io::Result<Answer> {
-        self.client.get(&format!("/session/{}/check", self.hello.session))
+        let cookie = self.cookie.iter().map(|cookie| format!("Cookie: {cookie}\r\n")).collect::<String>();
+        get_on(&mut self.client.connect()?, &format!("/session/{}/check", self.hello.session), &cookie)
     }
 }

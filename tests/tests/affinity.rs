@@ -79,7 +79,18 @@ fn workers_added_by_configuration_move_no_bound_client() {
 
 #[test]
 fn drain_begins_bound_clients_stay_new_ones_go_elsewhere_and_open_connections_stay_until_the_deadline() {
-    let site = Site::start("127.0.0.1", "timeouts.drain = \"3s\"");
+    a_drain_to_its_deadline("ip");
+}
+
+#[test]
+fn drain_begins_and_the_same_holds_for_clients_with_a_cookie() {
+    a_drain_to_its_deadline("cookie");
+}
+
+fn a_drain_to_its_deadline(affinity: &str) {
+    let app = demo_app("demo", &[v4()], "127.0.0.1", 4, "timeouts.drain = \"3s\"");
+    let site = Site::with(&app.replace("affinity = \"ip\"", &format!("affinity = {affinity:?}")));
+    site.homing.wait_for_workers(0, 4);
     let mut before = sessions(&site, BEFORE);
     let worker: usize = before[0].hello.worker.trim_start_matches("demo/").parse().expect("demo/N");
     order(&site, "drain", worker, "draining");
@@ -90,6 +101,8 @@ fn drain_begins_bound_clients_stay_new_ones_go_elsewhere_and_open_connections_st
     wait_for("the deadline ends it", || (!is_alive(pid)).then_some(()));
     let (mut ended, mut kept): (Vec<_>, Vec<_>) = before.drain(..).partition(|session| pid_of(session) == pid);
     assert!(ended.iter_mut().all(|session| !session.is_alive()));
+    let elsewhere = |session: &Session<'_>| session.check().expect("another worker answers").status == 404;
+    assert!(ended.iter().all(elsewhere), "whoever was cut off is served by a process that does not know him");
     kept.iter_mut().for_each(assert_kept);
 }
 
@@ -164,7 +177,7 @@ fn worker_dies_its_client_is_counted_too_that_comes_before_homing_knows() {
     // Its ring still names the worker, which has no socket any more.
     let mut next = site.client(client_v4(1)).connect().expect("homing's own socket takes it");
     drop(paused);
-    let answer = get_on(&mut next, &format!("/session/{}/check", first.hello.session)).expect("it is served");
+    let answer = get_on(&mut next, &format!("/session/{}/check", first.hello.session), "").expect("it is served");
     assert_eq!(answer.status, 404, "another process answers: {answer:?}");
     assert_eq!(moves(&site), [0, 1], "by the HTTP path");
     site.homing.wait_for_workers(0, 4);

@@ -344,7 +344,7 @@ fn a_connection_held_by_the_http_path_outlives_the_first_hosts_arrival() {
     let mut kept = site.client(2).connect().expect("homing's own listener takes it");
     site.hosts.push(Host::restart(&site.lan.backends[1], 1));
     site.homing.wait_until("a host is back", |status| workers(status, 0)[1]["state"] == "ready");
-    let answer = homing_tests::session::get_on(&mut kept, "/health").expect("the connection lives");
+    let answer = homing_tests::session::get_on(&mut kept, "/health", "").expect("the connection lives");
     assert_eq!(answer.status, 200, "{answer:?}");
     drop(kept);
     wait_for("new connections go by the kernel path", || (!site.client(2).open().hello.forwarded).then_some(()));

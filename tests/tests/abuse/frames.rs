@@ -2,13 +2,16 @@
 //! worker must never see. Each has a connection of its own.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use homing_tests::frames::{
     CONTINUATION, Client, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PADDED, PING, PRIORITY, PUSH_PROMISE,
     RST_STREAM, Reaction, SETTINGS, WHOLE, WINDOW_UPDATE, block, frame,
 };
 use homing_tests::instance::{Homing, free_address};
+use homing_tests::peers::{self, Peer, Speaks};
 use homing_tests::raw::{Worker, exchange, requests, statuses, text};
+use homing_tests::skips::skip;
 
 /// RFC 9113 section 7.
 const PROTOCOL_ERROR: u32 = 1;
@@ -31,14 +34,25 @@ struct Row {
     codes: Vec<u32>,
     /// … or the stream is answered with this status.
     status: Option<u16>,
+    /// Peers that refuse what homing serves, and why homing does all the same.
+    excuses: Vec<(&'static str, &'static str)>,
 }
 
+impl Row {
+    fn unlike(mut self, peer: &'static str, why: &'static str) -> Self {
+        self.excuses.push((peer, why));
+        self
+    }
+}
+
+const NO_TRAILERS: &str = "nginx takes no trailers of requests by HTTP/2 at all, which RFC 9113 section 8.1 has";
+
 fn refused(name: &'static str, codes: &[u32], frames: &[Vec<u8>]) -> Row {
-    Row { name, bytes: frames.concat(), codes: codes.to_vec(), status: None }
+    Row { name, bytes: frames.concat(), codes: codes.to_vec(), status: None, excuses: Vec::new() }
 }
 
 fn answered(name: &'static str, status: u16, frames: &[Vec<u8>]) -> Row {
-    Row { name, bytes: frames.concat(), codes: Vec::new(), status: Some(status) }
+    Row { name, bytes: frames.concat(), codes: Vec::new(), status: Some(status), excuses: Vec::new() }
 }
 
 /// A GET with these lines instead of or after its own.
@@ -56,12 +70,12 @@ fn lines(more: &[(&str, &str)]) -> Vec<u8> {
 }
 
 /// The whole request, refused or answered.
-fn get(more: &[(&str, &str)]) -> Vec<u8> {
+pub fn get(more: &[(&str, &str)]) -> Vec<u8> {
     frame(HEADERS, WHOLE, 1, &lines(more))
 }
 
 /// The head of a request whose body follows.
-fn post(more: &[(&str, &str)]) -> Vec<u8> {
+pub fn post(more: &[(&str, &str)]) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, 1, &lines(&[&[(":method", "POST")], more].concat()))
 }
 
@@ -231,18 +245,20 @@ fn answers() -> Vec<Row> {
                 frame(CONTINUATION, END_HEADERS, 1, &plain[9..]),
             ],
         ),
-        // h2 drops it with the trailers' own block; no worker sees it.
         answered(
             "8.1: trailers with a pseudo-header",
             200,
             &[post(&[]), frame(HEADERS, WHOLE, 1, &block(&[(":method", "GET")]))],
-        ),
+        )
+        .unlike("nginx", NO_TRAILERS)
+        .unlike("haproxy", "h2 drops it with the trailers' own block: neither homing nor a worker sees it"),
         answered("6.5: an unknown setting", 200, &[setting(0xff, 1), get(&[])]),
         answered(
             "8.1: trailers",
             200,
             &[post(&[]), frame(DATA, 0, 1, b"x"), frame(HEADERS, WHOLE, 1, &block(&[("x", "1")]))],
-        ),
+        )
+        .unlike("nginx", NO_TRAILERS),
         answered(
             "8.1.1: a body as long as said",
             200,
@@ -259,8 +275,12 @@ fn answers() -> Vec<Row> {
     ]
 }
 
+fn rows() -> Vec<Row> {
+    [connections(), streams(), answers()].into_iter().flatten().collect()
+}
+
 /// A homing that takes HTTP/2 without TLS, before one worker of the test's own.
-fn homing(worker: SocketAddr) -> (Homing, SocketAddr) {
+pub fn homing(worker: SocketAddr) -> (Homing, SocketAddr) {
     let listen = free_address();
     let app = format!(
         "[[app]]\nname = \"raw\"\nlisten = [\"{listen}\"]\naffinity = \"cookie\"\nh2c = true\n\
@@ -285,7 +305,7 @@ fn every_abuse_of_http_2_becomes_what_its_row_says() {
     let worker = Worker::start();
     let (_homing, listen) = homing(worker.address);
     worker.take();
-    let rows: Vec<Row> = [connections(), streams(), answers()].into_iter().flatten().collect();
+    let rows = rows();
     let mut wrong = Vec::new();
     for row in &rows {
         let mut client = Client::connect(listen);
@@ -301,6 +321,44 @@ fn every_abuse_of_http_2_becomes_what_its_row_says() {
     }
     assert!(wrong.is_empty(), "{} of {} rows:\n\n{}", wrong.len(), rows.len(), wrong.join("\n"));
     assert!(Client::connect(listen).is_alive(*b"at last!"), "nobody else has noticed");
+}
+
+/// A peer that takes its time over what it refuses has not answered it.
+const PEERS_TIME: Duration = Duration::from_secs(2);
+
+/// Shows where it differs from homing; fails where homing serves what it refuses.
+fn compare(name: &str, start: impl Fn(SocketAddr) -> Option<Peer>) {
+    let worker = Worker::start();
+    let Some(peer) = start(worker.address) else {
+        skip(&format!("{name} is not installed"));
+        return;
+    };
+    let mut laxer = Vec::new();
+    for row in rows() {
+        let mut client = Client::connect(peer.address).patient_for(PEERS_TIME);
+        client.send(&row.bytes);
+        let reaction = client.reaction(1);
+        let (serves, is_served) = (reaction == Reaction::Answered(200), row.status == Some(200));
+        if serves == is_served {
+            continue;
+        }
+        let excuse = row.excuses.iter().find(|(peer, _)| *peer == name).map(|(_, why)| *why);
+        println!("{}: {name} {reaction:?}, homing {:?}. {}", row.name, row.status, excuse.unwrap_or_default());
+        if is_served && excuse.is_none() {
+            laxer.push(row.name);
+        }
+    }
+    assert!(laxer.is_empty(), "homing serves what {name} refuses: {laxer:#?}");
+}
+
+#[test]
+fn nothing_that_nginx_refuses_by_http_2_is_served() {
+    compare("nginx", |upstream| peers::nginx(Speaks::Http2, upstream));
+}
+
+#[test]
+fn nothing_that_haproxy_refuses_by_http_2_is_served() {
+    compare("haproxy", |upstream| peers::haproxy(Speaks::Http2, upstream));
 }
 
 #[test]

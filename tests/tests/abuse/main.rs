@@ -16,7 +16,7 @@ use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 
 use homing_tests::instance::{Homing, free_address};
-use homing_tests::peers::{self, Peer};
+use homing_tests::peers::{self, Peer, Speaks};
 use homing_tests::raw::{Worker, connect, exchange, read_to_end, statuses, text};
 use homing_tests::skips::skip;
 use row::{Expected, NEXT, Row, post, was_passed_on};
@@ -97,10 +97,10 @@ fn compare(name: &str, start: impl Fn(SocketAddr) -> Option<Peer>) {
 
 #[test]
 fn nothing_that_nginx_refuses_is_passed_on() {
-    compare("nginx", peers::nginx);
+    compare("nginx", |upstream| peers::nginx(Speaks::Http1, upstream));
 }
 
 #[test]
 fn nothing_that_haproxy_refuses_is_passed_on() {
-    compare("haproxy", peers::haproxy);
+    compare("haproxy", |upstream| peers::haproxy(Speaks::Http1, upstream));
 }

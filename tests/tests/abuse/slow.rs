@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use homing_tests::frames::Client;
 use homing_tests::instance::{Homing, wait_for};
 use homing_tests::raw::{Answer, Worker, connect, exchange, read_to_end, requests, statuses};
 
-use crate::homing;
 use crate::row::NEXT;
+use crate::{frames, homing};
 
 /// The abuse, not a wait: this far apart are the bytes of a slow client.
 const SLOWLY: Duration = Duration::from_millis(500);
@@ -86,6 +87,23 @@ fn push(stream: &mut TcpStream) -> u64 {
 
 #[test]
 fn answers_that_nobody_reads_stay_with_the_worker() {
+    unread_answers(homing, |listen| {
+        let mut client = connect(listen);
+        client.write_all(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n").expect("sent");
+        client
+    });
+}
+
+#[test]
+fn answers_on_streams_whose_window_is_shut_stay_with_the_worker() {
+    unread_answers(frames::homing, |listen| {
+        let mut client = Client::connect(listen);
+        client.send(&frames::get(&[]));
+        client
+    });
+}
+
+fn unread_answers<C>(homing: impl Fn(SocketAddr) -> (Homing, SocketAddr), ask: impl Fn(SocketAddr) -> C) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let (homing, listen) = homing(listener.local_addr().expect("bound"));
     let (stalled, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
@@ -107,13 +125,7 @@ fn answers_that_nobody_reads_stay_with_the_worker() {
             });
         }
     });
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|_| {
-            let mut client = connect(listen);
-            client.write_all(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n").expect("sent");
-            client
-        })
-        .collect();
+    let clients: Vec<_> = (0..CLIENTS).map(|_| ask(listen)).collect();
     wait_for("nobody takes any more", || (stalled.load(Ordering::SeqCst) == CLIENTS).then_some(()));
     let grown = memory(&homing).saturating_sub(before);
     println!(
@@ -128,24 +140,42 @@ fn answers_that_nobody_reads_stay_with_the_worker() {
 
 #[test]
 fn uploads_that_the_worker_does_not_read_stay_with_their_clients() {
+    unread_uploads(homing, MEMORY_PER_CLIENT_KB, |listen| {
+        let mut client = connect(listen);
+        write!(client, "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: {BODY}\r\n\r\n").expect("sent");
+        (push(&mut client), client)
+    });
+}
+
+#[test]
+fn uploads_on_streams_that_the_worker_does_not_read_stay_with_their_clients() {
+    unread_uploads(frames::homing, MEMORY_PER_CLIENT_KB + STREAM_WINDOW_KB, |listen| {
+        let mut client = Client::connect(listen).patient_for(Duration::from_secs(1));
+        client.send(&frames::post(&[]));
+        (client.push(1, BODY), client)
+    });
+}
+
+/// What a stream's client may send before anybody has taken it.
+const STREAM_WINDOW_KB: u64 = 256;
+
+fn unread_uploads<C: Send>(
+    homing: impl Fn(SocketAddr) -> (Homing, SocketAddr),
+    memory_max_kb: u64,
+    send: impl Fn(SocketAddr) -> (u64, C) + Sync,
+) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let (homing, listen) = homing(listener.local_addr().expect("bound"));
     let before = memory(&homing);
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|_| {
-            std::thread::spawn(move || {
-                let mut client = connect(listen);
-                write!(client, "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: {BODY}\r\n\r\n").expect("sent");
-                (push(&mut client), client)
-            })
-        })
-        .collect();
-    let stalled: Vec<_> = clients.into_iter().map(|client| client.join().expect("it has stalled")).collect();
+    let stalled: Vec<_> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| send(listen))).collect();
+        clients.into_iter().map(|client| client.join().expect("it has stalled")).collect()
+    });
     let grown = memory(&homing).saturating_sub(before);
     let most = stalled.iter().map(|(sent, _)| *sent).max().unwrap_or_default();
     println!("{grown} KB for {CLIENTS} uploads of which the clients got rid of {most} bytes at most");
-    assert!(most < BODY, "the client is held back");
-    assert!(grown < CLIENTS as u64 * MEMORY_PER_CLIENT_KB, "{grown} KB for {CLIENTS} clients");
+    assert!(most > 0 && most < BODY, "the client is held back");
+    assert!(grown < CLIENTS as u64 * memory_max_kb, "{grown} KB for {CLIENTS} clients");
     drop(listener);
 }
 
