@@ -5,9 +5,13 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use fantoccini::{Client, ClientBuilder, Locator};
+use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 /// A page with 100 requests is done long before, on a busy machine too.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -20,7 +24,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(20);
 pub struct Browser {
     client: Client,
     driver: Child,
-    _profile: tempfile::TempDir,
+    profile: tempfile::TempDir,
 }
 
 impl Drop for Browser {
@@ -53,6 +57,40 @@ async fn start_driver() -> (Child, String) {
         }
     }
     panic!("chromedriver ended before it said its port, {DRIVER_TRIES} times");
+}
+
+/// Chromium's own protocol, spoken with the browser as a whole: ChromeDriver passes on what concerns its page alone.
+struct DevTools {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    asked: u64,
+}
+
+impl DevTools {
+    async fn connect(profile: &Path) -> Self {
+        // A port and a path.
+        let place =
+            std::fs::read_to_string(profile.join("DevToolsActivePort")).expect("the browser says where it listens");
+        let (port, path) = place.split_once('\n').expect("two lines");
+        let (socket, _) = tokio_tungstenite::connect_async(format!("ws://127.0.0.1:{port}{}", path.trim_end()))
+            .await
+            .expect("the browser takes commands");
+        Self { socket, asked: 0 }
+    }
+
+    async fn ask(&mut self, method: &str, params: serde_json::Value) -> serde_json::Value {
+        self.asked += 1;
+        let command = json!({ "id": self.asked, "method": method, "params": params }).to_string();
+        self.socket.send(Message::text(command)).await.expect("it is taken");
+        loop {
+            let said = self.socket.next().await.expect("an answer").expect("an answer");
+            let said: serde_json::Value = serde_json::from_str(said.to_text().expect("text")).expect("JSON");
+            // Events come in between.
+            if said["id"] == self.asked {
+                assert!(said["error"].is_null(), "{method}: {said}");
+                return said["result"].clone();
+            }
+        }
+    }
 }
 
 /// What the page of a sticky test says at its end.
@@ -99,7 +137,7 @@ impl Browser {
             .connect(&format!("http://127.0.0.1:{port}"))
             .await
             .expect("the browser starts");
-        Self { client, driver, _profile: profile }
+        Self { client, driver, profile }
     }
 
     /// Opens the page, in place of the one that is open.
@@ -200,6 +238,28 @@ impl Browser {
         let mut seen = Vec::new();
         for tab in tabs.into_iter().skip(1) {
             self.client.switch_to_window(tab).await.expect("the tab is there");
+            seen.push(self.seen().await);
+        }
+        self.client.clone().close().await.expect("the browser closes");
+        seen
+    }
+
+    /// Opens the page as so many browsers at once, each with cookies and connections of its own, and waits until all are done.
+    pub async fn strangers(self, url: &str, count: u32) -> Vec<Seen> {
+        let mut browser = DevTools::connect(self.profile.path()).await;
+        let mut contexts = Vec::new();
+        for _ in 0..count {
+            let made = browser.ask("Target.createBrowserContext", json!({})).await;
+            contexts.push(made["browserContextId"].clone());
+        }
+        for context in contexts {
+            browser.ask("Target.createTarget", json!({ "url": url, "browserContextId": context })).await;
+        }
+        let pages = self.client.windows().await.expect("the browser lists its pages");
+        assert_eq!(pages.len() as u32, count + 1, "all were opened");
+        let mut seen = Vec::new();
+        for page in pages.into_iter().skip(1) {
+            self.client.switch_to_window(page).await.expect("the page is there");
             seen.push(self.seen().await);
         }
         self.client.clone().close().await.expect("the browser closes");

@@ -1,6 +1,7 @@
 //! What the end-to-end tests share.
 
 pub mod browser;
+pub mod certificate;
 pub mod example;
 pub mod forged;
 pub mod frames;
@@ -18,4 +19,5 @@ pub mod session;
 pub mod shiny;
 pub mod site;
 pub mod skips;
+pub mod slow;
 pub mod wire;

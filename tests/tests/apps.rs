@@ -1,12 +1,13 @@
 //! Real apps and a real browser. Needs root, the environment of `cargo xtask setup --apps`, Chromium and ChromeDriver.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use homing::demo::client::Dialect;
 use homing_tests::browser::Browser;
-use homing_tests::instance::{Homing, free_address};
-use homing_tests::round_robin;
+use homing_tests::instance::Homing;
 use homing_tests::shiny::{self, CLIENTS, ON_PORTS, all, by_address, by_cookie, spread};
+use homing_tests::{round_robin, slow};
 
 fn shiny(affinity: &str) -> (Homing, SocketAddr) {
     shiny::start(affinity, ON_PORTS)
@@ -110,21 +111,9 @@ async fn the_demo_shows_that_every_client_keeps_its_worker_and_leaves_nothing_be
     assert_eq!(said.matches("HTTP path ").count(), 8, "{said}");
 }
 
-/// An app whose page takes a second and then belongs to the process that made it; four workers.
-fn slow() -> (Homing, SocketAddr) {
-    let listen = free_address();
-    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("apps/slow.py");
-    let homing = Homing::start(&format!(
-        "[[app]]\nname = \"slow\"\nlisten = [\"{listen}\"]\naffinity = \"cookie\"\n\
-         command = [\"python3\", {script:?}, \"{{port}}\"]\nworkers = {{ min = 4, max = 4 }}\n"
-    ));
-    homing.wait_for_workers(0, 4);
-    (homing, listen)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_tabs_that_a_new_browser_opens_at_once_all_keep_their_worker() {
-    let (_homing, target) = slow();
+    let (_homing, target) = slow::start("");
     let tabs = Browser::start().await.cold_tabs(&format!("http://{target}/"), 10).await;
     assert!(tabs.iter().all(|tab| (tab.ok, tab.failed) == (12, 0)), "{tabs:#?}");
     assert!(tabs.iter().all(|tab| tab.text == tabs[0].text), "one browser, one worker: {tabs:#?}");
@@ -132,17 +121,33 @@ async fn ten_tabs_that_a_new_browser_opens_at_once_all_keep_their_worker() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_browsers_behind_one_address_that_come_at_once_are_spread_and_keep_their_worker() {
-    let (homing, target) = slow();
+    let (homing, target) = slow::start("");
     let browsers: Vec<_> = (0..50).map(|_| tokio::spawn(visit_slow(target))).collect();
-    let mut processes = std::collections::BTreeMap::<String, usize>::new();
+    let mut processes = BTreeMap::<String, usize>::new();
     for browser in browsers {
         *processes.entry(browser.await.expect("a browser does not panic")).or_default() += 1;
     }
+    assert_spread(&processes);
+    assert!(homing.status()["counters"]["http_page_joined"].as_u64() > Some(0));
+}
+
+fn assert_spread(processes: &BTreeMap<String, usize>) {
     println!("browsers per process: {processes:?}");
     assert_eq!(processes.len(), 4, "{processes:?}");
     // A party is six connections at most, so that no worker is more than one party ahead.
     assert!(processes.values().all(|users| (6..=18).contains(users)), "{processes:?}");
-    assert!(homing.status()["counters"]["http_page_joined"].as_u64() > Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_profiles_of_a_real_browser_that_come_at_once_are_spread_and_keep_their_worker() {
+    let (_homing, target) = slow::start("");
+    let pages = Browser::start().await.strangers(&format!("http://{target}/"), 50).await;
+    assert!(pages.iter().all(|page| (page.ok, page.failed) == (12, 0)), "{pages:#?}");
+    let mut processes = BTreeMap::<String, usize>::new();
+    for page in pages {
+        *processes.entry(page.text).or_default() += 1;
+    }
+    assert_spread(&processes);
 }
 
 /// As all the other browsers do: the same kind, from the same address. Which process it got.

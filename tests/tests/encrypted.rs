@@ -2,33 +2,18 @@
 //! and ChromeDriver.
 
 use homing_tests::browser::Browser;
-use homing_tests::example;
+use homing_tests::certificate::Certificate;
+use homing_tests::{example, slow};
 
-/// A certificate of nobody's, in a directory that is gone with the value.
-struct Certificate(tempfile::TempDir);
-
-impl Certificate {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
-        std::fs::write(directory.path().join("cert.pem"), certified.cert.pem()).expect("written");
-        let key = directory.path().join("key.pem");
-        std::fs::write(&key, certified.signing_key.serialize_pem()).expect("written");
-        std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("its mode is set");
-        Self(directory)
-    }
-
-    /// Lines of an app that is shown with it.
-    fn lines(&self) -> String {
-        let directory = self.0.path().display();
-        format!("[app.tls]\ncertificate = \"{directory}/cert.pem\"\nkey = \"{directory}/key.pem\"\n\n[app.workers]")
-    }
+/// Its table, and the one that follows it in the examples.
+fn and_workers(certificate: &Certificate) -> String {
+    format!("{}\n[app.workers]", certificate.table())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_its_requests_and_its_websocket_share_one_http_2_connection() {
-    let certificate = Certificate::new();
-    let changes = [("affinity  = \"ip\"", "affinity = \"cookie\""), ("[app.workers]", &certificate.lines())];
+    let certificate = Certificate::issue();
+    let changes = [("affinity  = \"ip\"", "affinity = \"cookie\""), ("[app.workers]", &and_workers(&certificate))];
     let (homing, target) = example::start("shiny-python", &changes);
     let url = format!("https://localhost:{}/", target.port());
     let seen = Browser::credulous().await.sticky_page(&url).await;
@@ -42,8 +27,8 @@ async fn a_page_its_requests_and_its_websocket_share_one_http_2_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_streamlit_page_talks_over_http_2() {
-    let certificate = Certificate::new();
-    let (homing, target) = example::start("streamlit", &[("[app.workers]", &certificate.lines())]);
+    let certificate = Certificate::issue();
+    let (homing, target) = example::start("streamlit", &[("[app.workers]", &and_workers(&certificate))]);
     let browser = Browser::credulous().await;
     browser.open(&format!("https://localhost:{}/", target.port())).await;
     browser.says(&["clicks=0"]).await;
@@ -55,4 +40,15 @@ async fn a_streamlit_page_talks_over_http_2() {
     let counters = &homing.status()["counters"];
     assert_eq!(counters["http_h2_connections"], counters["http_connections"], "{counters:#}");
     assert_eq!(counters["http_tunnels_opened"], 1, "{counters:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_tabs_that_a_new_browser_opens_at_once_by_tls_all_keep_their_worker() {
+    let certificate = Certificate::issue();
+    let (homing, target) = slow::start(&certificate.table());
+    let tabs = Browser::credulous().await.cold_tabs(&format!("https://localhost:{}/", target.port()), 10).await;
+    assert!(tabs.iter().all(|tab| (tab.ok, tab.failed) == (12, 0)), "{tabs:#?}");
+    assert!(tabs.iter().all(|tab| tab.text == tabs[0].text), "one browser, one worker: {tabs:#?}");
+    let counters = &homing.status()["counters"];
+    assert_eq!(counters["http_h2_connections"], counters["http_connections"], "{counters:#}");
 }

@@ -228,6 +228,39 @@ pub fn peers() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where [`load_tools`] puts the generator for WebSockets.
+pub fn loadtest_path() -> PathBuf {
+    root().join(ebpf_toolchain::TOOLS_DIR).join("load/node_modules/.bin/loadtest")
+}
+
+/// Load generators: h2load for HTTP/2, loadtest for WebSockets. Where one cannot be had, its tests are skipped and say so.
+pub fn load_tools() {
+    if !has("h2load")
+        && let Err(error) = step("h2load, which loads servers by HTTP/2", || apt(&["nghttp2-client"]))
+    {
+        println!("  {error:#}; going on without it");
+    }
+    if !loadtest_path().exists()
+        && let Err(error) = step("loadtest, which loads servers by WebSocket", loadtest)
+    {
+        println!("  {error:#}; going on without it");
+    }
+}
+
+/// The packages whose sums are in tests/load. None of them runs a script when it is installed.
+fn loadtest() -> anyhow::Result<()> {
+    if !has("npm") {
+        bail!("it needs npm");
+    }
+    let dir = root().join(ebpf_toolchain::TOOLS_DIR).join("load");
+    std::fs::create_dir_all(&dir)?;
+    for file in ["package.json", "package-lock.json"] {
+        std::fs::copy(root().join("tests/load").join(file), dir.join(file))?;
+    }
+    let arguments = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"];
+    run(Command::new("npm").args(arguments).current_dir(&dir).stdout(std::process::Stdio::null()))
+}
+
 /// R with Shiny, as Debian has it.
 pub fn shiny_r() -> anyhow::Result<()> {
     let loads = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());

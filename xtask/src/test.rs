@@ -92,7 +92,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
                 "chaos",
             ],
         ),
-        ("apps", options.apps, &["apps", "encrypted", "uploads", "uvicorn", "examples", "dashboard"]),
+        ("apps", options.apps, &["apps", "encrypted", "uploads", "uvicorn", "examples", "dashboard", "clients"]),
     ];
     for (name, is_wanted, files) in privileged {
         if !wanted(is_wanted) {
@@ -118,6 +118,7 @@ pub fn test(options: &Options) -> anyhow::Result<()> {
             setup::browser()?;
             setup::python_apps()?;
             setup::shiny_r()?;
+            setup::load_tools();
         }
         let arguments = files.iter().flat_map(|file| ["--test", file]);
         let arguments: Vec<&str> =
@@ -200,7 +201,7 @@ fn tier(name: &'static str, arguments: &[&str], options: &Options) -> anyhow::Re
     let mut command = at_root("cargo", arguments);
     command.args(["--no-fail-fast", "--"]).args(&options.filter);
     command.env("HOMING_BIN", homing).env("HOMING_VENVS", setup::venvs());
-    command.env("HOMING_PROMTOOL", setup::promtool_path());
+    command.env("HOMING_PROMTOOL", setup::promtool_path()).env("HOMING_LOADTEST", setup::loadtest_path());
     // The same faults in the same order, so that what fails does so again; `cargo xtask chaos` draws its own.
     command.env("HOMING_CHAOS_SEED", "1");
     let skips = target_dir().join(format!("skips-{}", std::process::id()));

@@ -1,0 +1,25 @@
+//! A certificate that nobody has signed but itself.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+
+/// For localhost, in a directory that is gone with the value.
+pub struct Certificate(tempfile::TempDir);
+
+impl Certificate {
+    pub fn issue() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        fs::write(directory.path().join("cert.pem"), certified.cert.pem()).expect("written");
+        let key = directory.path().join("key.pem");
+        fs::write(&key, certified.signing_key.serialize_pem()).expect("written");
+        fs::set_permissions(&key, Permissions::from_mode(0o600)).expect("its mode is set");
+        Self(directory)
+    }
+
+    /// The table of an app that is shown with it.
+    pub fn table(&self) -> String {
+        let directory = self.0.path().display();
+        format!("[app.tls]\ncertificate = \"{directory}/cert.pem\"\nkey = \"{directory}/key.pem\"\n")
+    }
+}
