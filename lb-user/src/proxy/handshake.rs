@@ -168,6 +168,8 @@ mod tests {
                 held.extend((0..greedy).filter_map(|n| at_once(n)?.ok()));
             }
             assert!(held.len() > HANDSHAKES_MAX / 2, "{greedy}: {}", held.len());
+            let refused = at_once(0).expect("nobody waits").expect_err("there is no room for it").to_string();
+            assert_eq!(refused, "too many handshakes are under way, and too many of them the client's");
             let others: Vec<_> = (0..32).map(|n| at_once(greedy + n)).collect();
             assert!(others.iter().all(|one| matches!(one, Some(Ok(_)))), "{greedy}");
         }
