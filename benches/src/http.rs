@@ -1,4 +1,4 @@
-//! `http`: homing's HTTP path beside nginx, HAProxy and Caddy, one worker thread each, in front of the same upstream.
+//! `http`: homing's HTTP path beside nginx, HAProxy, Caddy and faucet, one worker thread each, in front of the same upstream.
 
 pub mod peers;
 mod steady;
@@ -62,7 +62,8 @@ async fn measure(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
     }
     // Before anything else has touched their memory.
     let mut idle = Vec::new();
-    for peer in &peers {
+    // Those who pass WebSockets on come first.
+    for peer in peers.iter().filter(|peer| peers::passes_websockets(peer)) {
         idle.push(memory_per_idle(peer).await?);
     }
     let mut pages = vec![Vec::new(); peers.len()];
@@ -72,7 +73,7 @@ async fn measure(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
         for (peer, samples) in peers.iter().zip(&mut pages) {
             samples.push(requests(peer, rounds.length).await?);
         }
-        for (peer, samples) in peers.iter().zip(&mut echoes) {
+        for (peer, samples) in peers.iter().zip(&mut echoes).take(idle.len()) {
             samples.push(messages(peer, rounds.length).await?);
         }
     }
@@ -89,16 +90,15 @@ async fn measure(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
             )
         };
         let is_nginx = peer.name == "nginx";
-        let least = |what: &str, samples: &[Vec<Sample>]| {
-            let least = |samples: &[Sample]| samples.iter().map(|s| s.cpu_s).fold(f64::INFINITY, f64::min);
-            let (own, its) = ([least(&samples[0])], [least(&samples[number])]);
-            Case::new(&format!("{what}, {}", peer.name), &own, "s/100k", &peer.name, &its)
-        };
-        cases.push(least("CPU per request", &pages).with_bar(is_nginx.then_some(Bar::Ratio(1.2))));
+        let cpu = |what: &str, samples: &[Vec<Sample>]| beside(what, "s/100k", &|s| s.cpu_s, samples).least();
+        cases.push(cpu("CPU per request", &pages).with_bar(is_nginx.then_some(Bar::Ratio(1.2))));
         cases.push(beside("requests", "1/s", &|s| s.per_second, &pages));
         cases.push(beside("p50", "us", &|s| s.p50_us, &pages));
         cases.push(beside("p99", "us", &|s| s.p99_us, &pages));
-        cases.push(least("CPU per echo", &echoes).with_bar(is_nginx.then_some(Bar::Ratio(1.0))));
+        if number >= idle.len() {
+            continue;
+        }
+        cases.push(cpu("CPU per echo", &echoes).with_bar(is_nginx.then_some(Bar::Ratio(1.0))));
         cases.push(beside("echoes", "1/s", &|s| s.per_second, &echoes));
         let (own, its) = ([idle[0] / 1024.0], [idle[number] / 1024.0]);
         let bar = is_nginx.then_some(Bar::Value(5.0));

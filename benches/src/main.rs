@@ -40,7 +40,7 @@ enum Bench {
     Datapath,
     /// Both paths, nftables, HAProxy and nginx on layer 4, against a direct connection to the worker.
     Path,
-    /// The HTTP path beside nginx, HAProxy and Caddy, those that are installed.
+    /// The HTTP path beside nginx, HAProxy, Caddy and faucet, those that are installed.
     Http {
         /// Only requests at a constant rate beside idle WebSockets, through homing and direct.
         #[arg(long)]

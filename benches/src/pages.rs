@@ -75,7 +75,10 @@ fn around() -> Vec<(&'static str, String)> {
     let homing = std::env::var("HOMING_BIN").unwrap_or_default();
     let python = std::env::var("HOMING_VENVS").unwrap_or_default() + "/shiny-python/bin/python";
     let shiny = "import shiny, sys; print('Python', sys.version.split()[0] + ', Shiny', shiny.__version__)";
+    let r = "cat(R.version.string, ', Shiny ', as.character(packageVersion('shiny')), sep = '')";
     vec![
+        ("day", says(&["date", "--utc", "+%F"])),
+        ("commit", says(&["git", "describe", "--always", "--dirty"])),
         ("machine", machine()),
         ("processor", line_of("/proc/cpuinfo", "model name")),
         ("memory", line_of("/proc/meminfo", "MemTotal")),
@@ -84,14 +87,25 @@ fn around() -> Vec<(&'static str, String)> {
         ("nginx", says(&["/usr/sbin/nginx", "-v"])),
         ("HAProxy", says(&["/usr/sbin/haproxy", "-v"])),
         ("Caddy", says(&["/usr/bin/caddy", "version"])),
+        ("faucet", says(&[&std::env::var("HOMING_FAUCET").unwrap_or_default(), "--version"])),
         ("nftables", says(&["/usr/sbin/nft", "--version"])),
-        ("Shiny", says(&[&python, "-c", shiny])),
+        ("Shiny for Python", says(&[&python, "-c", shiny])),
+        ("Shiny for R", says(&["Rscript", "-e", r])),
+        ("Shiny Server", candidate("shiny-server")),
     ]
 }
 
 fn load() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').take(3).collect::<Vec<_>>().join(", ")
+}
+
+/// The version that the package sources of this machine have, which is what would be installed.
+fn candidate(package: &str) -> String {
+    let policy = Command::new("apt-cache").args(["policy", package]).output().map(|output| output.stdout);
+    let policy = String::from_utf8_lossy(&policy.unwrap_or_default()).into_owned();
+    let line = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
+    line.unwrap_or("not to be had").to_owned()
 }
 
 /// The first line that a program prints.

@@ -26,7 +26,7 @@ enum What {
     Datapath,
     /// Both paths, nftables, HAProxy and nginx on layer 4, against a direct connection to the worker.
     Path,
-    /// The HTTP path beside nginx, HAProxy and Caddy.
+    /// The HTTP path beside nginx, HAProxy, Caddy and faucet.
     Http,
     /// 200 people at a Shiny app, beside nginx, HAProxy and, in R, Shiny Server.
     Sessions,
@@ -48,6 +48,9 @@ pub fn bench(options: &Options) -> anyhow::Result<()> {
     if matches!(options.what, What::Sessions | What::All) {
         setup::python_apps()?;
         setup::shiny_r()?;
+    }
+    if matches!(options.what, What::Http | What::All) {
+        setup::faucet();
     }
     // As it is shipped this takes some minutes the first time.
     let profile = options.profile.as_str();
@@ -97,5 +100,6 @@ fn command(name: &str, profile: &str) -> Command {
         Command::new(bench)
     };
     command.arg(name).env("HOMING_BIN", folder.join("homing")).env("HOMING_VENVS", setup::venvs());
+    command.env("HOMING_FAUCET", setup::faucet_path());
     command
 }

@@ -12,6 +12,7 @@ use crate::run::{at_root, has, is_root, output, root, run, target_dir};
 const BPF_LINKER: &str = "0.13.0";
 const LLVM: &str = "22";
 const CARGO_DENY: &str = "0.20.2";
+const FAUCET: &str = "2.1.0";
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -259,6 +260,26 @@ fn loadtest() -> anyhow::Result<()> {
     }
     let arguments = ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"];
     run(Command::new("npm").args(arguments).current_dir(&dir).stdout(std::process::Stdio::null()))
+}
+
+/// Where [`faucet`] puts it.
+pub fn faucet_path() -> PathBuf {
+    root().join(ebpf_toolchain::TOOLS_DIR).join("bin/faucet")
+}
+
+/// The nearest peer, which nobody packages. Where it cannot be built, it is not measured, and that is said.
+pub fn faucet() {
+    if faucet_path().is_file() {
+        return;
+    }
+    let built = step("faucet, which homing is measured beside (some minutes)", || {
+        let arguments =
+            ["install", "faucet-server", "--locked", "--version", FAUCET, "--root", ebpf_toolchain::TOOLS_DIR];
+        run(&mut at_root("cargo", arguments))
+    });
+    if let Err(error) = built {
+        println!("  {error:#}; going on without it");
+    }
 }
 
 /// R with Shiny, as Debian has it.

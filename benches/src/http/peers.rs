@@ -1,6 +1,12 @@
 //! The proxies of `http`, each with one worker thread, in front of the same upstream.
 
-use std::net::SocketAddr;
+use std::fs::{self, Permissions};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use crate::peers::{Peer, Plan, free, homing_binary, program};
 
@@ -22,7 +28,48 @@ pub fn start_all(upstream: SocketAddr) -> anyhow::Result<(Vec<Peer>, Vec<&'stati
         let file = (file, files(address, upstream));
         peers.push(Peer::start(Plan { name, program: &program, arguments, file, address, namespace: None })?);
     }
+    match std::env::var_os("HOMING_FAUCET").map(PathBuf::from).filter(|program| program.exists()) {
+        Some(program) => peers.push(faucet(&program)?),
+        None => missing.push(FAUCET),
+    }
     Ok((peers, missing))
+}
+
+const FAUCET: &str = "faucet";
+
+/// Whether it passes on any WebSocket, byte by byte. faucet ends those of Shiny's pages itself, and takes no others.
+pub fn passes_websockets(peer: &Peer) -> bool {
+    peer.name != FAUCET
+}
+
+/// It starts the worker that it stands before, and gives R a port: the same upstream, in a process of its own, is in R's place.
+fn faucet(program: &Path) -> anyhow::Result<Peer> {
+    let (dir, address) = (tempfile::tempdir()?, free()?);
+    let worker = dir.path().join("Rscript");
+    let bench = std::env::current_exe()?;
+    let script = format!(
+        "#!/bin/sh\nport=$(printf %s \"$2\" | sed -n 's/.*\"shiny.port\" = \\([0-9]*\\).*/\\1/p')\n\
+         exec {bench:?} worker --listen \"127.0.0.1:$port\"\n"
+    );
+    fs::write(&worker, script)?;
+    fs::set_permissions(&worker, Permissions::from_mode(0o755))?;
+    let mut command = Command::new(program);
+    command.args(["--host", &address.to_string(), "--rscript"]).arg(&worker);
+    command.args(["start", "--workers", "1", "--type", "shiny", "--strategy", "cookie-hash"]);
+    // It writes a line for each request otherwise.
+    command.current_dir(dir.path()).env("FAUCET_LOG", "warn").env("TOKIO_WORKER_THREADS", "1");
+    // It listens before its worker does, and answers then.
+    Peer::run(FAUCET, command, dir, address, || asks(address).is_ok_and(|status| status == "200"))
+}
+
+/// The status of an answer.
+fn asks(address: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    write!(stream, "GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer.split(' ').nth(1).unwrap_or_default().to_owned())
 }
 
 /// homing alone, its HTTP path in front of these.
