@@ -66,7 +66,10 @@ impl Follower {
     /// Ctrl-C.
     fn interrupt(mut self) -> std::process::ExitStatus {
         signal(self.child.id().cast_signed(), Signal::INT);
-        self.child.wait().expect("it ends")
+        // A shell starts what it leaves behind with this signal ignored, and so is all that it starts.
+        wait_for("Ctrl-C ends it, unless these tests were started where it is ignored", || {
+            self.child.try_wait().expect("it can be waited for")
+        })
     }
 }
 
