@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -11,8 +12,11 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::report::{Done, Failure};
+use super::report::{Done, Failure, Status};
 use super::server::Order;
+
+/// How things are is told at once. It may take some seconds where millions of clients are to be counted.
+const STATUS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +25,11 @@ pub enum AskError {
         "cannot reach homing on {path}: {error}; is it running? Another socket: --control-socket or HOMING_CONTROL_SOCKET"
     )]
     Unreachable { path: PathBuf, error: io::Error },
+    #[error(
+        "homing on {path} is there and has not answered for {waited_s} s: it is stopped (SIGSTOP), has no file descriptors left \
+         (LimitNOFILE), or the machine is too busy for it"
+    )]
+    Silent { path: PathBuf, waited_s: u64 },
     #[error("{0}")]
     Refused(String),
     #[error("homing on {path} broke off its answer: {error}")]
@@ -34,6 +43,15 @@ pub enum AskError {
 pub async fn get<T: DeserializeOwned>(socket: &Path, path_and_query: &str) -> Result<T, AskError> {
     let body = ask(socket, hyper::Method::GET, path_and_query, Bytes::new()).await?;
     serde_json::from_slice(&body).map_err(|error| broken(socket, &error))
+}
+
+/// How things are; whom homing does not answer is told that, and does not wait for ever.
+///
+/// # Errors
+/// As [`get`], or homing is silent.
+pub async fn status(socket: &Path) -> Result<Status, AskError> {
+    let silent = || AskError::Silent { path: socket.to_owned(), waited_s: STATUS_PATIENCE.as_secs() };
+    tokio::time::timeout(STATUS_PATIENCE, get(socket, "/v1/status")).await.unwrap_or_else(|_| Err(silent()))
 }
 
 /// POSTs without a body.

@@ -269,7 +269,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
 fn ask(question: impl Future<Output = Result<(), AskError>>) -> u8 {
     match block_on(question) {
         Ok(()) => DONE,
-        Err(error @ AskError::Unreachable { .. }) => fail(UNREACHABLE, &error),
+        Err(error @ (AskError::Unreachable { .. } | AskError::Silent { .. })) => fail(UNREACHABLE, &error),
         Err(error) => fail(FAILED, &error),
     }
 }

@@ -8,7 +8,7 @@ use crate::admin::client::{self, AskError};
 use crate::admin::report::{AppStatus, IsolationStatus, Status, WayStatus, WorkerStatus};
 
 pub(super) async fn status(socket: PathBuf, json: bool) -> Result<(), AskError> {
-    let status: Status = client::get(&socket, "/v1/status").await?;
+    let status = client::status(&socket).await?;
     if json {
         println!("{}", serde_json::to_string_pretty(&status).expect("a status is plain data"));
     } else {

@@ -57,7 +57,7 @@ async fn run(Options { socket: Socket { control_socket: socket }, delay }: &Opti
     // Before the screen is taken, so that what is wrong stays to be read.
     let first = match look(socket).await {
         Ok(status) => status,
-        Err(error @ AskError::Unreachable { .. }) => return fail(UNREACHABLE, &error),
+        Err(error @ (AskError::Unreachable { .. } | AskError::Silent { .. })) => return fail(UNREACHABLE, &error),
         Err(error) => return fail(FAILED, &error),
     };
     let terminal = match ratatui::try_init() {
@@ -73,7 +73,7 @@ async fn run(Options { socket: Socket { control_socket: socket }, delay }: &Opti
 }
 
 async fn look(socket: &Path) -> Result<Status, AskError> {
-    client::get(socket, "/v1/status").await
+    client::status(socket).await
 }
 
 async fn serve(mut terminal: DefaultTerminal, socket: PathBuf, first: Status, delay: Duration) -> io::Result<()> {
