@@ -35,6 +35,9 @@ counters! {
     AppTooFast = "http_app_too_fast",
     /// Connections refused: not from a trusted proxy, or without a PROXY header where `proxy_protocol` wants one.
     ProxyRefused = "http_proxy_refused",
+    /// Times that no connection could be accepted, or none be made to a worker, for want of file descriptors or memory; each waits
+    /// a tenth of a second and is tried again.
+    NoDescriptors = "http_no_descriptors",
     /// TLS handshakes completed.
     TlsHandshakes = "http_tls_handshakes",
     /// TLS handshakes that failed or took too long.

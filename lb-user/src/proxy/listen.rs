@@ -3,8 +3,7 @@
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::Instant;
 
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -15,6 +14,7 @@ use super::limits::{ACCEPT_PAUSE, CONNECTIONS_MAX, POOL_SWEEP};
 use super::serve::Settings;
 use super::welcome::{Arrival, welcome};
 use super::{Inner, Listener, Shutdown};
+use crate::trouble::Trouble;
 
 /// Serves a listener until it is shut down and its last connection and tunnel are gone.
 pub async fn serve(proxy: Arc<Inner>, listener: Listener, mut shutdown: watch::Receiver<Shutdown>) -> io::Result<()> {
@@ -24,6 +24,8 @@ pub async fn serve(proxy: Arc<Inner>, listener: Listener, mut shutdown: watch::R
     let settings = Arc::new(Settings::new());
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut sweep = interval(POOL_SWEEP);
+    // Over when a whole pause between two sweeps was without it: at the very limit some connections are accepted.
+    let (mut trouble, mut has_failed) = (Trouble::default(), false);
     let mut told = shutdown.clone();
     let mut leaving = pin!(leaving(&mut told));
     loop {
@@ -38,9 +40,23 @@ pub async fn serve(proxy: Arc<Inner>, listener: Listener, mut shutdown: watch::R
                     let arrival = Arrival { stream, peer, address, shutdown: shutdown.clone(), permit };
                     tokio::spawn(welcome(Arc::clone(&proxy), Arc::clone(&settings), arrival));
                 }
-                Err(error) => refused_accept(&error).await,
+                Err(error) if is_of_one_client(&error) => {}
+                Err(error) => {
+                    proxy.counters.add(Counter::NoDescriptors);
+                    has_failed = true;
+                    if trouble.is_news(Instant::now()) {
+                        tracing::warn!(
+                            %error, %address,
+                            "cannot accept connections: raise the limit of open files (LimitNOFILE) if it is that"
+                        );
+                    }
+                    sleep(ACCEPT_PAUSE).await;
+                }
             },
             _ = sweep.tick() => {
+                if !std::mem::take(&mut has_failed) && trouble.is_over() {
+                    tracing::info!(%address, "connections are accepted again");
+                }
                 let snapshot = Arc::clone(&proxy.routing.snapshots.borrow());
                 proxy.upstreams.sweep(&snapshot);
             }
@@ -67,23 +83,8 @@ pub async fn stopped(shutdown: &mut watch::Receiver<Shutdown>) {
     drop(shutdown.wait_for(|state| *state == Shutdown::Now).await);
 }
 
-/// Why `accept` failed decides whether it pays to go on at once.
-async fn refused_accept(error: &io::Error) {
-    let of_one_client = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
-    if of_one_client.contains(&error.kind()) {
-        return;
-    }
-    if may_warn() {
-        tracing::warn!(%error, "cannot accept connections: raise the limit of open files (LimitNOFILE) if it is that");
-    }
-    sleep(ACCEPT_PAUSE).await;
+/// Whether `accept` failed for the one that it was to be: nothing is wrong with the next.
+fn is_of_one_client(error: &io::Error) -> bool {
+    [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted]
+        .contains(&error.kind())
 }
-
-/// At most one warning in [`WARNING_PAUSE`] failures: they come ten a second.
-fn may_warn() -> bool {
-    static FAILURES: AtomicUsize = AtomicUsize::new(0);
-    FAILURES.fetch_add(1, Ordering::Relaxed).is_multiple_of(WARNING_PAUSE)
-}
-
-/// Failures of `accept` per warning: one a minute.
-const WARNING_PAUSE: usize = (Duration::from_secs(60).as_millis() / ACCEPT_PAUSE.as_millis()) as usize;

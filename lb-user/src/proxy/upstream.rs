@@ -156,7 +156,10 @@ impl Upstreams {
         let connected = async {
             let mut stream = loop {
                 match address.connect().await {
-                    Err(error) if is_want(&error) => self.tell(&error),
+                    Err(error) if is_want(&error) => {
+                        self.counters.add(Counter::NoDescriptors);
+                        self.tell(&error);
+                    }
                     connected => break connected?,
                 }
                 sleep(ACCEPT_PAUSE).await;
