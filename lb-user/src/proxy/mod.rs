@@ -47,6 +47,7 @@ mod moving;
 #[cfg(test)]
 mod multiplexed;
 mod newcomers;
+mod patience;
 mod place;
 mod proxied;
 mod queue;

@@ -10,7 +10,7 @@ use http::StatusCode;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
@@ -26,6 +26,7 @@ use super::limits::{
     H2_RESETS_MAX, H2_SEND_BUFFER_BYTES, H2_STREAM_WINDOW_BYTES, H2_STREAMS_MAX, HEAD_BYTES_MAX, HEAD_READ_TIMEOUT,
 };
 use super::listen::{leaving, stopped};
+use super::patience::PatientTimer;
 use super::seldom::unless;
 use super::stream::ClientStream;
 use super::streams::{Offered, Streams};
@@ -40,7 +41,7 @@ impl Settings {
     pub fn new() -> Self {
         let mut http1 = http1::Builder::new();
         http1
-            .timer(TokioTimer::new())
+            .timer(PatientTimer)
             .header_read_timeout(HEAD_READ_TIMEOUT)
             .max_header_size(HEAD_BYTES_MAX)
             .max_buf_size(BUFFER_BYTES_MAX);
@@ -50,7 +51,7 @@ impl Settings {
     fn h2(streams: Streams) -> http2::Builder<Streams> {
         let mut http2 = http2::Builder::new(streams);
         http2
-            .timer(TokioTimer::new())
+            .timer(PatientTimer)
             .max_concurrent_streams(H2_STREAMS_MAX)
             .max_header_list_size(HEAD_BYTES_MAX as u32)
             .max_pending_accept_reset_streams(H2_PENDING_RESETS_MAX)
