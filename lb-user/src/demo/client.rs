@@ -1,7 +1,7 @@
 //! A client of a stateful app that tests whether it keeps its worker: the standard sticky test.
 //!
 //! A page, a WebSocket on which the session is born, then [`CHECKS`] requests to a route that only the session's own
-//! process answers, each on a connection of its own.
+//! process answers, each on a connection of its own; and the WebSocket must have lasted.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -56,6 +56,8 @@ pub struct Outcome {
     pub forwarded: Option<bool>,
     pub ok: u32,
     pub failed: u32,
+    /// Those of them that another process answered, which does not know the session.
+    pub elsewhere: u32,
     /// What became of the first that failed.
     pub failure: Option<String>,
     pub error: Option<String>,
@@ -119,7 +121,7 @@ impl<P: FnMut(&Outcome)> Test<'_, P> {
         if status != StatusCode::OK {
             bail!("GET / was answered {status}");
         }
-        let (socket, session) = self.open_session().await.context("WebSocket")?;
+        let (mut socket, session) = self.open_session().await.context("WebSocket")?;
         self.outcome.worker = Some(session.worker);
         self.outcome.pid = session.pid;
         self.outcome.forwarded = session.forwarded;
@@ -128,13 +130,17 @@ impl<P: FnMut(&Outcome)> Test<'_, P> {
                 Ok(StatusCode::OK) => self.outcome.ok += 1,
                 failed => {
                     self.outcome.failed += 1;
+                    self.outcome.elsewhere += u32::from(matches!(failed, Ok(StatusCode::NOT_FOUND)));
                     let why = || failed.map_or_else(|error| format!("{error:#}"), |status| status.to_string());
                     self.outcome.failure.get_or_insert_with(why);
                 }
             }
             (self.progress)(&self.outcome);
         }
-        drop(socket);
+        // The built-in app has nothing else to say; what a Shiny session says is for its own client to judge.
+        if matches!(self.client.dialect, Dialect::Demo) {
+            answers(&mut socket).await.context("the WebSocket did not last")?;
+        }
         Ok(())
     }
 
@@ -207,6 +213,18 @@ async fn shiny_session(socket: &mut WebSocketStream<TcpStream>) -> anyhow::Resul
                 pid: u32::try_from(worker).ok(),
                 forwarded: None,
             });
+        }
+    }
+}
+
+/// Whether a ping comes back.
+async fn answers(socket: &mut WebSocketStream<TcpStream>) -> anyhow::Result<()> {
+    socket.send(Message::Ping(bytes::Bytes::from_static(b"there?"))).await?;
+    loop {
+        match socket.next().await.ok_or_else(|| anyhow!("the app closed the WebSocket"))?? {
+            Message::Pong(_) => return Ok(()),
+            Message::Close(_) => bail!("the app closed the WebSocket"),
+            _ => {}
         }
     }
 }

@@ -100,6 +100,7 @@ mod tests {
             forwarded: Some(false),
             ok,
             failed,
+            elsewhere: 0,
             failure: None,
             error: None,
         }
