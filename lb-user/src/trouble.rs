@@ -1,6 +1,10 @@
-//! Something that goes wrong again and again, as on a full disk: said once, then seldom, and once when it is over.
+//! Something that goes wrong again and again, as on a full disk: said once, then seldom, and once when it is over. And what is
+//! homing's own trouble, and not its workers'.
 
+use std::io;
 use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
 
 /// Between two warnings of the same trouble.
 const SAY_AGAIN: Duration = Duration::from_secs(600);
@@ -25,6 +29,12 @@ impl Trouble {
     pub(crate) fn is_over(&mut self) -> bool {
         self.said.take().is_some()
     }
+}
+
+/// Whether homing, or the machine, has no more of what a connection takes. The worker is not to blame.
+pub(crate) fn is_want(error: &io::Error) -> bool {
+    let wants = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|raw| wants.iter().any(|want| want.raw_os_error() == raw))
 }
 
 #[cfg(test)]

@@ -370,6 +370,7 @@ async fn watch_health(
                 failures = 0;
                 continue;
             }
+            Err(error) if error.is_own_want() => continue,
             Err(error) => {
                 failures += 1;
                 if failures != FAILURES_MAX {

@@ -18,7 +18,6 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use http::{Request, Response};
-use rustix::io::Errno;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::{sleep, timeout};
 
@@ -29,7 +28,7 @@ use super::counters::{Counter, Counters};
 use super::limits::{ACCEPT_PAUSE, CONNECT_TIMEOUT};
 use crate::address::{Address, Stream};
 use crate::routing::{Snapshot, WorkerRoute};
-use crate::trouble::Trouble;
+use crate::trouble::{Trouble, is_want};
 use connection::{Unanswered, exchange};
 use pool::Pool;
 use sending::Sending;
@@ -199,10 +198,4 @@ impl Unanswered {
             Self::Body(fault) => SendError::ClientBody(fault),
         }
     }
-}
-
-/// Whether homing, or the machine, has no more of what a connection takes. The worker is not to blame.
-fn is_want(error: &io::Error) -> bool {
-    let wants = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-    error.raw_os_error().is_some_and(|raw| wants.iter().any(|want| want.raw_os_error() == raw))
 }

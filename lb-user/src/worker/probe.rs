@@ -16,6 +16,7 @@ use tokio::time::{self, Instant};
 use crate::address::{Address, Stream};
 use crate::config::{Health, SendProxy};
 use crate::introduction::introduce_self;
+use crate::trouble::is_want;
 
 /// Pauses before probes, and how many of each: short while an app that starts fast may be ready, then ever longer. Denser
 /// than Shiny Server's (50 to 500 ms): a request is held for them, and a refused connection costs nothing.
@@ -74,6 +75,13 @@ pub enum NotReady {
     Path { path: String, source: http::Error },
     #[error("{address} did not answer within {} s", after.as_secs_f32())]
     Slow { address: Address, after: Duration },
+}
+
+impl NotReady {
+    /// Whether homing could not even ask, for want of file descriptors or memory: that says nothing of the worker.
+    pub fn is_own_want(&self) -> bool {
+        matches!(self, Self::Connect { source, .. } if is_want(source))
+    }
 }
 
 /// The time was up; says what the last probe met.

@@ -174,3 +174,13 @@ async fn a_get_goes_over_a_unix_socket_too() {
         format!("nothing accepts connections on unix:{shown}: Connection refused (os error 111)")
     );
 }
+
+#[test]
+fn what_homing_itself_lacks_says_nothing_of_the_worker() {
+    let met = |errno: rustix::io::Errno| NotReady::Connect {
+        address: Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], 1))),
+        source: errno.into(),
+    };
+    assert!(met(rustix::io::Errno::MFILE).is_own_want());
+    assert!(!met(rustix::io::Errno::CONNREFUSED).is_own_want());
+}
