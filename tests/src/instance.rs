@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use serde_json::Value;
 
 /// Longer than anything here takes on a busy machine.
@@ -189,6 +190,13 @@ impl Homing {
         Paused(pid)
     }
 
+    /// It gets no descriptor beside those that it has until what this returns is dropped.
+    pub fn starve(&self) -> Starved {
+        let pid = rustix::process::Pid::from_raw(self.pid().cast_signed());
+        let few = Rlimit { current: Some(8), maximum: getrlimit(Resource::Nofile).maximum };
+        Starved(pid, prlimit(pid, Resource::Nofile, few).expect("homing runs"))
+    }
+
     /// From now on it is started from another file, as after an upgrade.
     pub fn replace_program(&mut self) {
         let program = self.dir.path().join("homing");
@@ -327,6 +335,16 @@ pub struct Paused(i32);
 impl Drop for Paused {
     fn drop(&mut self) {
         signal(self.0, rustix::process::Signal::CONT);
+    }
+}
+
+/// A homing without descriptors.
+pub struct Starved(Option<rustix::process::Pid>, Rlimit);
+
+impl Drop for Starved {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = prlimit(self.0, Resource::Nofile, self.1);
     }
 }
 

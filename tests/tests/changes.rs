@@ -6,10 +6,13 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use homing::demo::client::{self, Dialect, Outcome};
-use homing_tests::instance::{Homing, ask, binary, count, demo_app, edit, free_address, is_alive, wait_for, workers};
+use homing_tests::instance::{
+    Homing, ask, binary, count, demo_app, edit, free_address, is_alive, signal, wait_for, workers,
+};
 use homing_tests::network::{client_v4, stranger_v4};
 use homing_tests::session::Client;
 use homing_tests::site::{Site, assert_kept, pid_of, v4};
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// Concurrent sessions of the bar.
@@ -300,4 +303,22 @@ fn drained_by_hand_a_worker_ends_with_its_last_connection_and_loses_none_that_co
     wait_for("it has ended", || (!is_alive(pid)).then_some(()));
     ask(&site.homing, &["undrain", &worker]);
     site.homing.wait_for_workers(0, 4);
+}
+
+/// An earlier ring decided until the next change, whenever that was.
+#[test]
+fn a_ring_for_which_there_is_no_descriptor_is_the_kernels_as_soon_as_there_is_one() {
+    let site = Site::start("127.0.0.1", "");
+    let victim = site.homing.pids(0)[0];
+    let starved = site.homing.starve();
+    signal(victim, Signal::KILL);
+    wait_for("it is told", || site.homing.said().contains("the kernel did not take the ring").then_some(()));
+    drop(starved);
+    wait_for("it is told that it is over", || {
+        site.homing.said().contains("the kernel has taken the ring").then_some(())
+    });
+    site.homing.wait_for_workers(0, 4);
+    let mut sessions = site.sessions();
+    assert!(sessions.iter().all(|session| !session.hello.forwarded), "all by the kernel path");
+    sessions.iter_mut().for_each(assert_kept);
 }

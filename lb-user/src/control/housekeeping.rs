@@ -1,6 +1,7 @@
 //! What control looks at from time to time, because nobody tells it.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use lb_common::abi::{BackendId, Service};
 use lb_common::affinity;
@@ -27,6 +28,30 @@ impl Runner {
             && let Err(error) = self.publish_services()
         {
             tracing::error!(%error, "the kernel did not take the services");
+        }
+    }
+
+    /// Puts the app's ring into the kernel. What that has no descriptor or no memory for is tried again.
+    pub(super) fn publish_ring(&mut self, app: usize) {
+        let (id, ring) = (self.state.apps[app].spec.id, Arc::clone(&self.state.apps[app].ring));
+        let published = self.kernel.datapath().map(|datapath| datapath.publish_ring(id, &ring));
+        let app = &self.config.apps[app].name;
+        match published {
+            Some(Err(error)) if self.stale_rings.insert(id) => {
+                tracing::error!(%error, app, "the kernel did not take the ring; the one before decides until it does");
+            }
+            Some(Ok(())) if self.stale_rings.remove(&id) => tracing::info!(app, "the kernel has taken the ring"),
+            _ => {}
+        }
+    }
+
+    /// Those that the kernel did not take.
+    pub(super) fn look_at_rings(&mut self) {
+        for id in self.stale_rings.clone() {
+            match self.place(id) {
+                Some(app) => self.publish_ring(app),
+                None => drop(self.stale_rings.remove(&id)),
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! The one task that owns the state: turns what happens into events, and effects into what is done.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -113,6 +113,8 @@ pub struct Runner {
     pub(super) by_kernel: HashMap<BackendId, u64>,
     pub(super) loads: Vec<(BackendId, u64)>,
     pub(super) ghosts: Ghosts,
+    /// Apps whose ring the kernel has not taken: an earlier one decides there.
+    pub(super) stale_rings: BTreeSet<u32>,
     pub(super) started: Instant,
     pub(super) launcher: Launcher,
     pub(super) saver: Saver,
@@ -182,6 +184,7 @@ impl Runner {
             by_kernel: HashMap::new(),
             loads: Vec::new(),
             ghosts: Ghosts::default(),
+            stale_rings: BTreeSet::new(),
             started: Instant::now(),
             launcher,
             messages,
@@ -250,6 +253,7 @@ impl Runner {
                 _ = housekeeping.tick() => {
                     self.look_at_loads();
                     self.look_at_sockets();
+                    self.look_at_rings();
                     self.look_at_listeners();
                     self.look_at_restart_files();
                     self.look_at_certificates(false);
@@ -414,8 +418,7 @@ impl Runner {
                 if !self.sockets[app] && self.state.apps[app].ring.iter().any(|slot| slot.current.is_none()) {
                     self.look_at_sockets();
                 }
-                let (id, ring) = (self.state.apps[app].spec.id, Arc::clone(&self.state.apps[app].ring));
-                self.table("publish a ring", |datapath| datapath.publish_ring(id, &ring));
+                self.publish_ring(app);
             }
             Effect::Signal { backend, signal } => {
                 if let Some(running) = self.running.get(&backend) {

@@ -7,7 +7,6 @@ use std::time::Instant;
 use homing_tests::instance::{ask, edit, wait_for};
 use homing_tests::network::{SERVER_V4, client_v4};
 use homing_tests::session::Client;
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use super::Machine;
 use crate::counted::{counters, kernels_fallen};
@@ -80,9 +79,7 @@ pub(super) fn without_descriptors(machine: &mut Machine<'_>, _: usize, _: &mut D
     let told = |machine: &Machine<'_>| said(machine, "cannot accept connections");
     let over = |machine: &Machine<'_>| said(machine, "connections are accepted again");
     let (before, over_before, lacked) = (told(machine), over(machine), machine.counter("http_no_descriptors"));
-    let pid = Pid::from_raw(machine.homing.pid() as i32);
-    let few = Rlimit { current: Some(8), maximum: getrlimit(Resource::Nofile).maximum };
-    let usual = prlimit(pid, Resource::Nofile, few).expect("its limit");
+    let starved = machine.homing.starve();
     // All who come of themselves may be waiting at their workers, whom homing cannot reach either.
     let target = SocketAddr::from((SERVER_V4, PORTS[1]));
     let client = Client { namespace: Some(&machine.network.clients), from: client_v4(1), target };
@@ -91,7 +88,7 @@ pub(super) fn without_descriptors(machine: &mut Machine<'_>, _: usize, _: &mut D
     assert!(machine.homing.said().contains(WHY), "{}", machine.homing.said());
     // It waits for a descriptor, too.
     let asked = machine.homing.ask_meanwhile(&["status"]);
-    prlimit(pid, Resource::Nofile, usual).expect("its limit");
+    drop(starved);
     let asked = asked.wait_with_output().expect("homing can be waited for");
     assert!(asked.status.success(), "{asked:?}");
     assert!(machine.counter("http_no_descriptors") > lacked, "it is counted");
