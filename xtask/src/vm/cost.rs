@@ -187,6 +187,7 @@ mod tests {
             ("connection, nginx stream", 300.0),
             ("packet, homing l2", 390.0),
             ("packet, homing ipip", 400.0),
+            ("packet, homing gue", 400.0),
             ("packet, IPVS DR", 1000.0),
         ];
         costs.map(|(name, cost)| (name.to_owned(), cost)).to_vec()
