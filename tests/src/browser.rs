@@ -233,15 +233,7 @@ impl Browser {
     pub async fn cold_tabs(self, url: &str, count: u32) -> Vec<Seen> {
         let open = "for (let tab = 0; tab < arguments[1]; tab++) window.open(arguments[0], '_blank')";
         self.client.execute(open, vec![json!(url), json!(count)]).await.expect("a page may open tabs");
-        let tabs = self.client.windows().await.expect("the browser lists its tabs");
-        assert_eq!(tabs.len() as u32, count + 1, "all were opened");
-        let mut seen = Vec::new();
-        for tab in tabs.into_iter().skip(1) {
-            self.client.switch_to_window(tab).await.expect("the tab is there");
-            seen.push(self.seen().await);
-        }
-        self.client.clone().close().await.expect("the browser closes");
-        seen
+        self.seen_by_all(count).await
     }
 
     /// Opens the page as so many browsers at once, each with cookies and connections of its own, and waits until all are done.
@@ -255,6 +247,11 @@ impl Browser {
         for context in contexts {
             browser.ask("Target.createTarget", json!({ "url": url, "browserContextId": context })).await;
         }
+        self.seen_by_all(count).await
+    }
+
+    /// Waits until so many pages beside the first one are done.
+    async fn seen_by_all(self, count: u32) -> Vec<Seen> {
         let pages = self.client.windows().await.expect("the browser lists its pages");
         assert_eq!(pages.len() as u32, count + 1, "all were opened");
         let mut seen = Vec::new();

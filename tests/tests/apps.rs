@@ -123,15 +123,20 @@ async fn ten_tabs_that_a_new_browser_opens_at_once_all_keep_their_worker() {
 async fn fifty_browsers_behind_one_address_that_come_at_once_are_spread_and_keep_their_worker() {
     let (homing, target) = slow::start("");
     let browsers: Vec<_> = (0..50).map(|_| tokio::spawn(visit_slow(target))).collect();
-    let mut processes = BTreeMap::<String, usize>::new();
+    let mut processes = Vec::new();
     for browser in browsers {
-        *processes.entry(browser.await.expect("a browser does not panic")).or_default() += 1;
+        processes.push(browser.await.expect("a browser does not panic"));
     }
-    assert_spread(&processes);
+    assert_spread(processes);
     assert!(homing.status()["counters"]["http_page_joined"].as_u64() > Some(0));
 }
 
-fn assert_spread(processes: &BTreeMap<String, usize>) {
+/// `served_by`: the process of each browser.
+fn assert_spread(served_by: Vec<String>) {
+    let mut processes = BTreeMap::<String, usize>::new();
+    for process in served_by {
+        *processes.entry(process).or_default() += 1;
+    }
     println!("browsers per process: {processes:?}");
     assert_eq!(processes.len(), 4, "{processes:?}");
     // A party is six connections at most, so that no worker is more than one party ahead.
@@ -143,11 +148,7 @@ async fn fifty_profiles_of_a_real_browser_that_come_at_once_are_spread_and_keep_
     let (_homing, target) = slow::start("");
     let pages = Browser::start().await.strangers(&format!("http://{target}/"), 50).await;
     assert!(pages.iter().all(|page| (page.ok, page.failed) == (12, 0)), "{pages:#?}");
-    let mut processes = BTreeMap::<String, usize>::new();
-    for page in pages {
-        *processes.entry(page.text).or_default() += 1;
-    }
-    assert_spread(&processes);
+    assert_spread(pages.into_iter().map(|page| page.text).collect());
 }
 
 /// As all the other browsers do: the same kind, from the same address. Which process it got.

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
+use homing_tests::certificate::issue;
 use homing_tests::instance::{DEADLINE, Homing, demo_app, free_address, wait_for};
 
 /// The status line, and the answer whole.
@@ -71,13 +72,6 @@ fn two_apps_share_a_port_through_reloads_that_add_and_remove_one() {
     assert!(ask(&mut open, "sales.test", "/", "").starts_with("HTTP/1.1 200"), "all of it is stock's now");
     let fresh = ask(&mut connect(address), "any.test", "/stock", "");
     assert!(fresh.starts_with("HTTP/1.1"), "{fresh}");
-}
-
-/// A certificate for this name and its key, into this directory.
-fn issue(directory: &Path, name: &str) {
-    let certified = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
-    std::fs::write(directory.join("cert.pem"), certified.cert.pem()).expect("written");
-    std::fs::write(directory.join("key.pem"), certified.signing_key.serialize_pem()).expect("written");
 }
 
 /// What curl shows of a page, head first; `None` where it does not trust the certificate.

@@ -1,12 +1,12 @@
 //! The proxies of `http`, each with one worker thread, in front of the same upstream.
 
 use std::fs::{self, Permissions};
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+
+use homing_tests::session::Client;
 
 use crate::peers::{Peer, Plan, free, homing_binary, program};
 
@@ -59,17 +59,8 @@ fn faucet(program: &Path) -> anyhow::Result<Peer> {
     // It writes a line for each request otherwise.
     command.current_dir(dir.path()).env("FAUCET_LOG", "warn").env("TOKIO_WORKER_THREADS", "1");
     // It listens before its worker does, and answers then.
-    Peer::run(FAUCET, command, dir, address, || asks(address).is_ok_and(|status| status == "200"))
-}
-
-/// The status of an answer.
-fn asks(address: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    write!(stream, "GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer.split(' ').nth(1).unwrap_or_default().to_owned())
+    let client = Client { namespace: None, from: Ipv4Addr::LOCALHOST.into(), target: address };
+    Peer::run(FAUCET, command, dir, address, || client.get("/").is_ok_and(|answer| answer.status == 200))
 }
 
 /// homing alone, its HTTP path in front of these.

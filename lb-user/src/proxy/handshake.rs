@@ -45,16 +45,23 @@ impl Handshakes {
     /// # Errors
     /// The client has [`HANDSHAKES_OF_A_CLIENT_PART`] of what is left.
     async fn one(&self, client: Option<IpAddr>) -> io::Result<[Option<OwnedSemaphorePermit>; 2]> {
-        let Some(client) = client else {
-            return Ok([None, Some(Arc::clone(&self.all).acquire_owned().await.map_err(io::Error::other)?)]);
+        let own = match client {
+            Some(client) => Some(self.one_of(household(client)).await?),
+            None => None,
         };
-        let semaphore = self.of(household(client));
+        let all = Arc::clone(&self.all).acquire_owned().await.map_err(io::Error::other)?;
+        Ok([own, Some(all)])
+    }
+
+    /// One of the client's own.
+    async fn one_of(&self, client: IpAddr) -> io::Result<OwnedSemaphorePermit> {
+        let semaphore = self.of(client);
         let own = Arc::clone(&semaphore).acquire_owned().await.map_err(io::Error::other)?;
         let its = HANDSHAKES_OF_A_CLIENT_MAX - semaphore.available_permits();
         if its > self.all.available_permits() / HANDSHAKES_OF_A_CLIENT_PART {
             return Err(io::Error::other("too many handshakes are under way, and too many of them the client's"));
         }
-        Ok([Some(own), Some(Arc::clone(&self.all).acquire_owned().await.map_err(io::Error::other)?)])
+        Ok(own)
     }
 
     #[cfg(test)]
