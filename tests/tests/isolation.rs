@@ -240,6 +240,7 @@ fn a_child_killed_for_memory_is_said_and_its_worker_goes_on() {
     wait_for_word(&homing, "1 of its processes killed: it used more than memory_max (200 MiB)");
     let worker = &workers(&homing.status(), 0)[0];
     assert_eq!((&worker["pid"], &worker["restarts"], &worker["state"]), (&pid.into(), &0.into(), &"ready".into()));
+    assert_eq!(worker["memory_kills"], 1, "{worker}");
     // A kill by hand afterwards is not taken for one by the kernel.
     signal(pid, Signal::KILL);
     wait_for_restart(&homing);

@@ -124,6 +124,24 @@ fn the_end_of_a_worker_is_counted_and_its_failover_timed() {
 }
 
 #[test]
+fn a_worker_that_hangs_is_told_and_so_is_who_is_connected() {
+    let (homing, listen, metrics) = start(1, "", "health = { path = \"/health\", interval = \"1s\" }");
+    let hangs = "homing_worker_unresponsive{app=\"demo\",worker=\"0\"}";
+    let connected = "homing_app_http_connections{app=\"demo\"}";
+    let session = client(listen).open();
+    let before = wait_for_value(metrics, connected, |open| open >= 1.0);
+    assert_eq!(value(&before, hangs), 0.0);
+    assert_eq!(value(&before, "homing_state_unsaved"), 0.0);
+    let pid = homing.pids(0)[0];
+    homing_tests::instance::signal(pid, rustix::process::Signal::STOP);
+    wait_for_value(metrics, hangs, |hangs| hangs == 1.0);
+    homing_tests::instance::signal(pid, rustix::process::Signal::CONT);
+    wait_for_value(metrics, hangs, |hangs| hangs == 0.0);
+    drop(session);
+    wait_for_value(metrics, connected, |open| open == 0.0);
+}
+
+#[test]
 fn promtool_finds_nothing_wrong() {
     let Some(promtool) = homing_tests::promtool::find() else { return };
     let (_homing, _, metrics) = start(1, "", "");

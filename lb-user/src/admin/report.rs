@@ -119,6 +119,9 @@ pub struct AppStatus {
     pub promoted_addresses: u64,
     /// Requests that wait for a worker.
     pub queued: u64,
+    /// Clients' connections that asked for the app on the HTTP path and are open, idle ones included.
+    #[serde(default)]
+    pub http_connections: u64,
     /// Workers at least, as the bounds in force say.
     #[serde(default)]
     pub min: u32,
@@ -165,8 +168,14 @@ pub struct WorkerStatus {
     pub requests: u64,
     /// Since it was configured.
     pub restarts: u32,
+    /// It is ready, and has not answered its health checks for a while.
+    #[serde(default)]
+    pub unresponsive: bool,
     /// Of all its processes.
     pub memory_bytes: Option<u64>,
+    /// Processes of it that the kernel killed for want of memory, since its first was started; none where that is not counted.
+    #[serde(default)]
+    pub memory_kills: Option<u64>,
     /// Where it listens: an address with port, or a path.
     pub address: Option<String>,
     /// Unix time, seconds.
@@ -240,7 +249,7 @@ pub struct BindingReport {
     pub worker: Option<String>,
     /// Open ones of the kernel path.
     pub connections: u32,
-    /// Since a connection of the client was opened or closed.
+    /// Since the client was last seen; 0 while it has a connection.
     pub seen_seconds_ago: u32,
     /// That very process is there.
     pub live: bool,

@@ -123,6 +123,13 @@ fn render_app(out: &mut String, app: &AppStatus, now: u64) {
         if let Some(reason) = &worker.reason {
             let _ = writeln!(out, "    {reason}");
         }
+        if let Some(kills @ 1..) = worker.memory_kills {
+            let _ = writeln!(
+                out,
+                "    {} of it killed for want of memory",
+                if kills == 1 { "a process".to_owned() } else { format!("{kills} processes") }
+            );
+        }
         if !worker.last_output.is_empty() {
             let _ = writeln!(
                 out,
@@ -191,7 +198,9 @@ mod tests {
             connections_kernel: 0,
             requests: 0,
             restarts: 3,
+            unresponsive: false,
             memory_bytes: Some(138_000_000),
+            memory_kills: (number == 0).then_some(1),
             address: None,
             started_at: Some(1_000),
             history: Vec::new(),
@@ -225,6 +234,7 @@ mod tests {
                 connections: 3,
                 promoted_addresses: 0,
                 queued: 0,
+                http_connections: 0,
                 min: 4,
                 max: 4,
                 restarting: false,
@@ -240,7 +250,7 @@ mod tests {
         let isolation = "isolation: processes by cgroup v2, memory by polling (500 ms), cpu by nobody\n  no memory controller\n\
              the state is not saved: No space left on device (os error 28)\n\n";
         assert!(text.contains(isolation), "{text}");
-        assert!(text.contains("1 h 1 m"), "{text}");
+        assert!(text.contains("1 h 1 m\n    a process of it killed for want of memory\n  sales/1"), "{text}");
         let widest = text.lines().map(|line| line.chars().count()).max();
         assert!(widest <= Some(80), "{widest:?} columns:\n{text}");
     }

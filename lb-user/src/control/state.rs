@@ -431,6 +431,11 @@ impl Worker {
         }
     }
 
+    /// It takes clients, and has not answered for a while.
+    pub const fn is_unresponsive(&self) -> bool {
+        matches!(self.phase, Phase::Ready) && self.unresponsive.is_some()
+    }
+
     /// The reason behind the state, where there is one.
     pub fn reason(&self) -> Option<&str> {
         match &self.phase {
@@ -440,7 +445,7 @@ impl Worker {
             Phase::Ending { then: After::Crash(reason), .. } => Some(reason),
             Phase::Queued => Some("waits until fewer others are starting"),
             Phase::Draining { idle: true, .. } | Phase::Leaving { idle: true, .. } => Some("idle"),
-            Phase::Ready if self.unresponsive.is_some() => self.unresponsive.as_deref(),
+            Phase::Ready if self.is_unresponsive() => self.unresponsive.as_deref(),
             Phase::Ready if self.full => Some("full: takes no new clients"),
             _ => None,
         }

@@ -29,6 +29,8 @@ families! {
     TABLE_ENTRIES("gauge") = "homing_table_entries",
     /// What there is room for in that table.
     TABLE_SIZE("gauge") = "homing_table_size",
+    /// Whether the state could not be written, so that what was started since would not be taken over, 1 or 0.
+    STATE_UNSAVED("gauge") = "homing_state_unsaved",
     /// Which path an app's connections take; always 1.
     APP_INFO("gauge") = "homing_app_info",
     /// Whether the app has failed and nobody serves it, 1 or 0.
@@ -39,6 +41,8 @@ families! {
     APP_PROMOTED("gauge") = "homing_app_promoted_addresses",
     /// Requests that are held for a worker now.
     APP_HELD("gauge") = "homing_app_held_requests",
+    /// Connections of clients that asked for the app on the HTTP path and are open, idle ones included.
+    APP_HTTP_CONNECTIONS("gauge") = "homing_app_http_connections",
     /// Workers of the app by state.
     APP_WORKERS("gauge") = "homing_app_workers",
     /// Workers that run always.
@@ -55,8 +59,12 @@ families! {
     WORKER_REQUESTS("counter") = "homing_worker_requests_total",
     /// Processes of the worker after the first, for whatever reason.
     WORKER_RESTARTS("counter") = "homing_worker_restarts_total",
+    /// Whether the worker is ready and does not answer its health checks, 1 or 0.
+    WORKER_UNRESPONSIVE("gauge") = "homing_worker_unresponsive",
     /// Memory of all processes of the worker.
     WORKER_MEMORY("gauge") = "homing_worker_memory_bytes",
+    /// Processes of the worker that the kernel killed for want of memory, since its first was started.
+    WORKER_MEMORY_KILLS("counter") = "homing_worker_memory_kills_total",
     /// When the worker's process was started, in Unix time.
     WORKER_START("gauge") = "homing_worker_start_time_seconds",
     /// How long requests were held until they had a worker, or gave up.

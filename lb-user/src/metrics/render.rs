@@ -28,6 +28,7 @@ pub(super) fn render(status: &Status, snapshot: &Snapshot) -> String {
     status.tables.iter().for_each(|table| entries.add(&[("kind", &table.name)], table.used));
     let mut sizes = text.family(&families::TABLE_SIZE);
     status.tables.iter().for_each(|table| sizes.add(&[("kind", &table.name)], table.room));
+    text.family(&families::STATE_UNSAVED).add(&[], u8::from(status.unsaved.is_some()));
     apps(&mut text, &status.apps);
     workers(&mut text, &status.apps);
     times(&mut text, snapshot);
@@ -70,6 +71,7 @@ fn apps(text: &mut Text, apps: &[AppStatus]) {
     each(&families::APP_CLIENTS, |app| app.clients);
     each(&families::APP_PROMOTED, |app| app.promoted_addresses);
     each(&families::APP_HELD, |app| app.queued);
+    each(&families::APP_HTTP_CONNECTIONS, |app| app.http_connections);
     each(&families::APP_WORKERS_MIN, |app| app.min.into());
     each(&families::APP_WORKERS_MAX, |app| app.max.into());
     let mut workers = text.family(&families::APP_WORKERS);
@@ -101,7 +103,9 @@ fn workers(text: &mut Text, apps: &[AppStatus]) {
     each(&families::WORKER_CLIENTS, |worker| Some(worker.clients));
     each(&families::WORKER_REQUESTS, |worker| Some(worker.requests));
     each(&families::WORKER_RESTARTS, |worker| Some(worker.restarts.into()));
+    each(&families::WORKER_UNRESPONSIVE, |worker| Some(u64::from(worker.unresponsive)));
     each(&families::WORKER_MEMORY, |worker| worker.memory_bytes);
+    each(&families::WORKER_MEMORY_KILLS, |worker| worker.memory_kills);
     each(&families::WORKER_START, |worker| worker.started_at);
 }
 
@@ -150,7 +154,9 @@ pub(super) mod tests {
             connections_kernel: 2,
             requests: 7,
             restarts: 1,
+            unresponsive: true,
             memory_bytes: Some(4_096),
+            memory_kills: Some(2),
             address: None,
             started_at: Some(1_000),
             history: Vec::new(),
@@ -187,6 +193,7 @@ pub(super) mod tests {
                 connections: 5,
                 promoted_addresses: 0,
                 queued: 0,
+                http_connections: 6,
                 min: 1,
                 max: 4,
                 restarting: false,
@@ -245,6 +252,10 @@ pub(super) mod tests {
             "homing_worker_connections{app=\"sales\",worker=\"1\",path=\"kernel\"} 2",
             "homing_worker_connections{app=\"sales\",worker=\"1\",path=\"http\"} 3",
             "homing_table_size{kind=\"bindings\"} 2",
+            "homing_state_unsaved 0",
+            "homing_app_http_connections{app=\"sales\"} 6",
+            "homing_worker_unresponsive{app=\"sales\",worker=\"0\"} 1",
+            "homing_worker_memory_kills_total{app=\"sales\",worker=\"0\"} 2",
             "homing_xdp_syn_worker_total 1",
             "homing_http_requests_total 1",
             "homing_http_held_seconds_bucket{app=\"sales\",le=\"2.5\"} 1",
