@@ -1,8 +1,10 @@
 //! A homing on the balancer's machine, as users start it.
 
 use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,9 @@ use super::lab::{HOSTS, ROUTER, SERVICE};
 /// Longer than anything takes there: seconds of a clock that counts instructions.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// From this homing derives which slot a client falls into, and so how many of the clients are in one that has changed hands.
+const KEY: [u8; 32] = [7; 32];
+
 const PIN_DIR: &str = "/sys/fs/bpf/homing-cost";
 
 /// Ended with this value, with its pinned programs.
@@ -22,11 +27,12 @@ pub struct Balancer {
     child: Child,
     dir: tempfile::TempDir,
     /// Where homing asks whether hosts are there.
-    _hosts: Vec<TcpListener>,
+    hosts: Vec<TcpListener>,
 }
 
 impl Balancer {
-    /// With a service for each of these ways to forward, on its port, over all hosts.
+    /// With a service for each of these ways to forward, on its port, over all hosts. These come one after the other: by whom a
+    /// slot has changed hands depends on the order.
     pub fn forwarding(ways: &[(&str, u16)]) -> anyhow::Result<Self> {
         let mut apps = String::new();
         for (way, port) in ways {
@@ -39,8 +45,14 @@ impl Balancer {
                 hosts.join(", ")
             )?;
         }
-        let hosts = ways.iter().map(|(_, port)| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)));
-        Self::start("r0", &apps, hosts.collect::<Result<_, _>>()?)
+        let mut balancer = Self::start("r0", &apps)?;
+        for (ready, host) in (1..).zip(HOSTS) {
+            for (_, port) in ways {
+                balancer.hosts.push(TcpListener::bind((host, *port))?);
+            }
+            balancer.wait_for(ready)?;
+        }
+        Ok(balancer)
     }
 
     /// With one worker, this program's own, that is reached at `port`, and XDP on this interface.
@@ -50,10 +62,12 @@ impl Balancer {
             "[[app]]\nname = \"local\"\naffinity = \"ip\"\nlisten = [\"{SERVICE}:{port}\"]\n\
              command = [{program:?}, \"cost-worker\", \"--port\", \"{{port}}\"]\n[app.workers]\nmin = 1\nmax = 1\n"
         );
-        Self::start(interface, &app, Vec::new())
+        let balancer = Self::start(interface, &app)?;
+        balancer.wait_for(1)?;
+        Ok(balancer)
     }
 
-    fn start(interface: &str, apps: &str, hosts: Vec<TcpListener>) -> anyhow::Result<Self> {
+    fn start(interface: &str, apps: &str) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let config = format!(
             "[homing]\ncontrol_socket = \"control.sock\"\nstate_dir = \"state\"\nrun_dir = \"run\"\nlog_dir = \"log\"\n\
@@ -61,6 +75,10 @@ impl Balancer {
         );
         let file = dir.path().join("homing.toml");
         std::fs::write(&file, config)?;
+        let state = dir.path().join("state");
+        DirBuilder::new().mode(0o700).create(&state)?;
+        let mut key = OpenOptions::new().write(true).create_new(true).mode(0o600).open(state.join("cookie.key"))?;
+        key.write_all(&KEY)?;
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{ROUTER}")).arg(homing()).args(["run", "--config"]).arg(&file);
         let mut child = command.stderr(Stdio::piped()).spawn().context("homing cannot be run")?;
@@ -75,18 +93,22 @@ impl Balancer {
         });
         // Reads on: what it says later must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
-        let balancer = Self { child, dir, _hosts: hosts };
         ensure!(is_ready, "homing ended before it was ready: {said}");
+        Ok(Self { child, dir, hosts: Vec::new() })
+    }
+
+    /// Until so many workers or hosts of each app are ready.
+    fn wait_for(&self, ready: usize) -> anyhow::Result<()> {
         let start = Instant::now();
         loop {
-            let status = balancer.status()?;
-            let workers = status["apps"].as_array().into_iter().flatten().flat_map(|app| app["workers"].as_array());
-            let states: Vec<&Value> = workers.flatten().map(|worker| &worker["state"]).collect();
-            if !states.is_empty() && states.iter().all(|state| *state == "ready") {
-                return Ok(balancer);
+            let status = self.status()?;
+            let is_ready = |worker: &&Value| worker["state"] == "ready";
+            let count = |app: &Value| app["workers"].as_array().map_or(0, |all| all.iter().filter(is_ready).count());
+            if status["apps"].as_array().is_some_and(|apps| apps.iter().all(|app| count(app) == ready)) {
+                return Ok(());
             }
             if start.elapsed() > PATIENCE {
-                bail!("not all are ready: {status:#}");
+                bail!("not {ready} of each app are ready: {status:#}");
             }
             std::thread::sleep(Duration::from_millis(50));
         }
