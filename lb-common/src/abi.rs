@@ -5,7 +5,7 @@
 use crate::addr::Addr;
 
 /// Checked before pinned maps are reused; pins of another version are refused, never reinterpreted.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// Bits of a [`BackendId`] that say which backend; the rest is its generation.
 const INDEX_BITS: u32 = 12;
@@ -165,9 +165,17 @@ pub struct Binding {
     pub backend: BackendId,
     /// Open kernel-path connections of the client to that backend.
     pub connections: u32,
-    /// When a connection last opened or closed: seconds of CLOCK_MONOTONIC (coarse).
+    /// When the binding was made, a connection last closed or, of remote backends, data last came: seconds of CLOCK_MONOTONIC
+    /// (coarse). Of no meaning while a connection is open.
     pub seen_s: u32,
     pub reserved: u32,
+}
+
+impl Binding {
+    /// For how many seconds the client has not been seen; `now_s` is of the same clock.
+    pub const fn unseen_s(&self, now_s: u32) -> u32 {
+        if self.connections > 0 { 0 } else { now_s.wrapping_sub(self.seen_s) }
+    }
 }
 
 /// Prefixes on the lists of all apps.
@@ -277,11 +285,18 @@ pub struct FragmentKey {
 /// Bindings that XDP writes per second and CPU, at most: a flood of forged packets must not push real ones out.
 pub const BINDINGS_PER_SECOND: u32 = 8_192;
 
-/// How much of [`BINDINGS_PER_SECOND`] is used up.
+/// SYNs per CPU and [`SYN_SPAN_BITS`] after which XDP looks whether workers' queues of half-open connections are full. Until then
+/// the kernel's own SYN cookies are enough: 400 to 4,000 a second, as the kernel was built.
+pub const CALM_SYNS: u32 = 64;
+/// A span is two to the power of so many of the kernel's ticks: 16 to 160 ms.
+pub const SYN_SPAN_BITS: u32 = 4;
+
+/// How much of something is used up that there is so much of in a span of time.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Budget {
-    pub second: u32,
+    /// The span's number.
+    pub span: u32,
     pub used: u32,
 }
 

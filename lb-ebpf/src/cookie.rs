@@ -15,10 +15,14 @@ use crate::maps::{self, SOCKETS};
 use crate::packet::{Span, XdpPacket};
 use crate::steer::Outgoing;
 
-/// Counts a SYN that a worker will get, and lets it pass unless the worker's queue is full. A function of its own: its
-/// stack is its own, too.
+/// Counts a SYN that a worker will get, and lets it pass unless SYNs are many and the worker's queue is full. A function of its
+/// own: its stack is its own, too.
 #[inline(never)]
 pub fn relieve(ctx: &XdpContext, syn: &Outgoing) -> u32 {
+    if !maps::are_syns_many() {
+        maps::count(Counter::XdpSynWorker);
+        return XDP_PASS;
+    }
     let network = usize::from(syn.network);
     let answered = if syn.is_v4 { answer_v4(ctx, network, syn.opens) } else { answer_v6(ctx, network, syn.opens) };
     maps::count(if answered.is_some() { Counter::XdpSyncookie } else { Counter::XdpSynWorker });

@@ -10,8 +10,8 @@ use core::arch::asm;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use lb_common::abi::{
     ACCESS_MAX, APPS_MAX, BINDINGS_MAX, BINDINGS_PER_SECOND, Backend, BackendId, Binding, BindingKey, Budget,
-    CLIENT_DUE_MAX, Counter, FRAGMENTS_MAX, FragmentKey, Limits, Live, MAX_BACKENDS, OPENING_MAX, Owner, PROMOTED_MAX,
-    Ports, Promotion, Route, SERVICES_MAX, Service, ServiceKey, Slot, SocketKey,
+    CALM_SYNS, CLIENT_DUE_MAX, Counter, FRAGMENTS_MAX, FragmentKey, Limits, Live, MAX_BACKENDS, OPENING_MAX, Owner,
+    PROMOTED_MAX, Ports, Promotion, Route, SERVICES_MAX, SYN_SPAN_BITS, Service, ServiceKey, Slot, SocketKey,
 };
 use lb_common::addr::Addr;
 use lb_common::affinity::Tables;
@@ -61,6 +61,10 @@ pub static BINDINGS: LruHashMap<BindingKey, Binding, { BINDINGS_MAX as usize }> 
 /// What XDP has written into BINDINGS this second, per CPU.
 #[btf_map]
 pub static BUDGET: PerCpuArray<Budget, 1> = PerCpuArray::new();
+
+/// SYNs to workers' services in this span of time, per CPU.
+#[btf_map]
+pub static SYNS: PerCpuArray<Budget, 1> = PerCpuArray::new();
 
 /// Client of an app → its promotion to the HTTP path. No LRU: who is in it has users with cookies.
 #[btf_map]
@@ -236,15 +240,26 @@ pub fn count(counter: Counter) {
 /// Whether XDP may write one more binding this second.
 #[inline(always)]
 pub fn may_bind() -> bool {
-    let Some(budget) = BUDGET.get_ptr_mut(0) else { return false };
-    let now_s = now_s();
+    used(&BUDGET, now_s()).is_some_and(|used| used <= BINDINGS_PER_SECOND)
+}
+
+/// Whether one more SYN is one of so many that workers' queues of half-open connections may be full.
+#[inline(always)]
+pub fn are_syns_many() -> bool {
+    used(&SYNS, (ticks() >> SYN_SPAN_BITS) as u32).is_none_or(|used| used > CALM_SYNS)
+}
+
+/// How much is used up of what there is for this span of time, with one more.
+#[inline(always)]
+fn used(budgets: &PerCpuArray<Budget, 1>, span: u32) -> Option<u32> {
+    let budget = budgets.get_ptr_mut(0)?;
     // SAFETY: this CPU's own value; XDP programs are not interrupted by one another on a CPU.
     unsafe {
-        if (*budget).second != now_s {
-            *budget = Budget { second: now_s, used: 0 };
+        if (*budget).span != span {
+            *budget = Budget { span, used: 0 };
         }
         (*budget).used += 1;
-        (*budget).used <= BINDINGS_PER_SECOND
+        Some((*budget).used)
     }
 }
 

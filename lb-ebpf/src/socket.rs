@@ -160,14 +160,13 @@ fn established(owner: &Owner) -> u32 {
             maps::add64(&raw mut (*live).total, 1);
         }
     }
-    let seen_s = maps::traced_now_s();
     let counter = match BINDINGS.get_ptr_mut(owner.client) {
         Some(binding) => {
             // SAFETY: a map value that exists; a slot reused under us costs that binding one count at most.
             unsafe {
                 if (*binding).backend == backend {
+                    // Stamped when it closes: while it is open nobody asks for the stamp.
                     maps::add32(&raw mut (*binding).connections, 1);
-                    (*binding).seen_s = seen_s;
                     return (*binding).connections;
                 }
             }
@@ -175,7 +174,7 @@ fn established(owner: &Owner) -> u32 {
         }
         None => Counter::BindingNew,
     };
-    let binding = Binding { backend, connections: 1, seen_s, reserved: 0 };
+    let binding = Binding { backend, connections: 1, seen_s: maps::traced_now_s(), reserved: 0 };
     maps::count(if BINDINGS.insert(owner.client, binding, 0).is_ok() { counter } else { Counter::BindingFailed });
     1
 }

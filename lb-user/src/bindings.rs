@@ -32,7 +32,7 @@ impl Bound {
     /// All that is in a table, for another homing; at most [`BINDINGS_MAX`] bindings, those that were seen last.
     pub fn of(bindings: &dyn Bindings) -> Self {
         let now_s = bindings.now_s();
-        let seen = |binding: &Binding| if binding.connections > 0 { now_s } else { binding.seen_s };
+        let seen = |binding: &Binding| now_s.wrapping_sub(binding.unseen_s(now_s));
         let all = bindings.all().into_iter();
         let mut taken: Vec<_> =
             all.map(|(key, binding)| (key.client.into(), key.app, binding.backend.0, seen(&binding))).collect();

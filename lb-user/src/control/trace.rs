@@ -128,7 +128,7 @@ impl Runner {
             binding: binding.map(|binding| BindingReport {
                 worker: self.id(binding.backend),
                 connections: binding.connections,
-                seen_seconds_ago: self.bindings.now_s().wrapping_sub(binding.seen_s),
+                seen_seconds_ago: binding.unseen_s(self.bindings.now_s()),
                 live: route.worker(binding.backend).is_some(),
             }),
             steps,
@@ -165,7 +165,7 @@ impl Runner {
     }
 
     fn binding_in_words(&self, binding: &Binding) -> String {
-        let ago = self.bindings.now_s().wrapping_sub(binding.seen_s);
+        let ago = binding.unseen_s(self.bindings.now_s());
         match self.id(binding.backend) {
             Some(worker) => format!("binding: {worker}, {} connections, last seen {ago} s ago", binding.connections),
             None => format!("binding: a worker that is gone, last seen {ago} s ago; it does not count"),

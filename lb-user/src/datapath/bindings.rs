@@ -54,7 +54,7 @@ impl Bindings for KernelBindings {
         let former = map.get(&Wire(*key), 0).ok().map(|binding| binding.0);
         if let Some(binding) = former
             && binding.backend == backend
-            && (binding.connections > 0 || now_s.wrapping_sub(binding.seen_s) < REFRESH_S)
+            && binding.unseen_s(now_s) < REFRESH_S
         {
             return Bind::Kept;
         }

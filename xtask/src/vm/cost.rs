@@ -48,14 +48,6 @@ pub enum Counted {
     NotComparable(String),
 }
 
-/// How a bar is judged.
-#[derive(Clone, Copy)]
-pub enum Bars {
-    AsTheyAre,
-    /// Let off what builds differ by: some lie on either side of a bar, and what became slower is seen by the table.
-    WithTolerance,
-}
-
 /// What costs are counted with, installed or fetched where it is missing.
 pub fn prepare(update: bool) -> anyhow::Result<Kernel> {
     let series = SERIES.iter().find(|series| series.name == KERNEL).context("a series of that name")?;
@@ -66,7 +58,7 @@ pub fn prepare(update: bool) -> anyhow::Result<Kernel> {
 }
 
 /// Counts, and compares with the table; `record` writes it first.
-pub fn cost(kernel: &Kernel, record: bool, bars: Bars) -> anyhow::Result<Counted> {
+pub fn cost(kernel: &Kernel, record: bool) -> anyhow::Result<Counted> {
     // Both at once: each by itself would build the same dependencies with other features.
     cargo(["build", "--release", "--package", "homing", "--package", "homing-bench"])?;
     let [homing, bench] = ["homing", "homing-bench"].map(|name| target_dir().join("release").join(name));
@@ -87,7 +79,7 @@ pub fn cost(kernel: &Kernel, record: bool, bars: Bars) -> anyhow::Result<Counted
         println!("written: {TABLE}");
     }
     let table: Table = Table::parse(&fs::read_to_string(&path).with_context(|| TABLE.to_owned())?)?;
-    judge(&table, &kernel.release, &said.costs, bars)
+    judge(&table, &kernel.release, &said.costs)
 }
 
 struct Table {
@@ -118,7 +110,7 @@ fn written(kernel: &str, costs: &[(String, f64)]) -> anyhow::Result<String> {
 }
 
 /// Says all, and fails where a cost is not what it was, or over its bar.
-fn judge(table: &Table, kernel: &str, costs: &[(String, f64)], bars: Bars) -> anyhow::Result<Counted> {
+fn judge(table: &Table, kernel: &str, costs: &[(String, f64)]) -> anyhow::Result<Counted> {
     let is_comparable = table.kernel == kernel;
     let seen: BTreeMap<&str, f64> = costs.iter().map(|(name, cost)| (name.as_str(), *cost)).collect();
     let mut wrong = Vec::new();
@@ -146,13 +138,9 @@ fn judge(table: &Table, kernel: &str, costs: &[(String, f64)], bars: Bars) -> an
             continue;
         };
         let ratio = cost / base;
-        let limit = match bars {
-            Bars::AsTheyAre => bar,
-            Bars::WithTolerance => bar * (1.0 + TOLERANCE),
-        };
         let line = format!("{name}: {ratio:.4} x {of}, {} {bar} x", if ratio <= bar { "within" } else { "OVER" });
         println!("{line}");
-        if ratio > limit {
+        if ratio > bar {
             over.push(line);
         }
     }
@@ -194,14 +182,10 @@ mod tests {
     }
 
     fn judged(kernel: &str, name: &str, cost: f64) -> anyhow::Result<Counted> {
-        judged_by(Bars::AsTheyAre, kernel, name, cost)
-    }
-
-    fn judged_by(bars: Bars, kernel: &str, name: &str, cost: f64) -> anyhow::Result<Counted> {
         let table = Table::parse(&written(KERNEL, &costs())?)?;
         let mut costs = costs();
         costs.iter_mut().filter(|entry| entry.0 == name).for_each(|entry| entry.1 = cost);
-        judge(&table, kernel, &costs, bars)
+        judge(&table, kernel, &costs)
     }
 
     #[test]
@@ -223,15 +207,6 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_is_let_off_what_builds_differ_by_where_that_is_asked_for() {
-        let kernel_path = |bars, cost| judged_by(bars, "6.12.2", "connection, homing kernel path without XDP", cost);
-        assert!(kernel_path(Bars::AsTheyAre, 105.0).is_ok());
-        assert!(kernel_path(Bars::AsTheyAre, 105.4).is_err());
-        assert!(kernel_path(Bars::WithTolerance, 105.4).is_ok());
-        assert!(kernel_path(Bars::WithTolerance, 106.2).is_err());
-    }
-
-    #[test]
     fn programs_of_the_host_may_change() {
         assert!(judged(KERNEL, "connection, nginx stream", 400.0).is_ok());
     }
@@ -239,6 +214,6 @@ mod tests {
     #[test]
     fn what_was_not_counted_is_missed() {
         let table = Table::parse(&written(KERNEL, &costs()).expect("text")).expect("a table");
-        assert!(judge(&table, KERNEL, &costs()[1..], Bars::AsTheyAre).is_err());
+        assert!(judge(&table, KERNEL, &costs()[1..]).is_err());
     }
 }

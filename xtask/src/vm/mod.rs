@@ -17,7 +17,7 @@ use crate::run::{build_homing, target_dir};
 use crate::setup;
 
 use choice::{GUEST_LIMIT_MIN, TEST_LIMIT, TIER_GUEST_LIMIT, TIER_KERNELS, TIER_TESTS};
-use cost::{Bars, Counted};
+use cost::Counted;
 use guest::{Console, Machine};
 use image::{Base, PROGRAMS, Suite};
 use kernels::{Kernel, MODULES, SERIES, Series};
@@ -71,9 +71,7 @@ struct Wanted<'a> {
 
 pub fn vm(options: &Options) -> anyhow::Result<()> {
     if options.cost {
-        if let Counted::NotComparable(why) =
-            cost::cost(&cost::prepare(options.update)?, options.record, Bars::AsTheyAre)?
-        {
+        if let Counted::NotComparable(why) = cost::cost(&cost::prepare(options.update)?, options.record)? {
             println!("SKIPPED {why}");
         }
         return Ok(());
@@ -121,11 +119,9 @@ pub fn tier(filter: &str) -> anyhow::Result<Vec<Outcome>> {
 fn tier_costs() -> Outcome {
     let start = Instant::now();
     let mut outcome = Outcome { kernel: "costs".to_owned(), ..Outcome::default() };
-    let count = |kernel: &Kernel| cost::cost(kernel, false, Bars::WithTolerance);
     match cost::prepare(false) {
         Err(error) => outcome.skipped.push(format!("what costs are counted with cannot be had: {error:#}")),
-        // What became slower is slower the second time, too; what lay just beside another build is not.
-        Ok(kernel) => match count(&kernel).or_else(|_| count(&kernel)) {
+        Ok(kernel) => match cost::cost(&kernel, false) {
             Ok(Counted::Same) => outcome.passed += 1,
             Ok(Counted::NotComparable(why)) => outcome.skipped.push(why),
             Err(error) => outcome.failed.push(format!("{error:#}")),
