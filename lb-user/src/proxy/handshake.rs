@@ -9,7 +9,6 @@ use rustls::ServerConfig;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::Inner;
@@ -18,6 +17,7 @@ use super::limits::{
     HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_OF_A_CLIENT_MAX, HANDSHAKES_OF_A_CLIENT_PART, LINGER,
     LINGER_BYTES_MAX,
 };
+use super::patience::timeout;
 use super::stream::ClientStream;
 
 /// What every TLS connection begins with: the type of a handshake record (RFC 8446 section 5.1).

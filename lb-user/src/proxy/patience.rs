@@ -1,10 +1,11 @@
-//! hyper's timers, which hear a client before they give it up although homing itself was stopped for as long as they wait.
+//! Timers, hyper's among them, which hear a client before they give it up although homing itself was stopped for as long as they wait.
 //!
 //! A process that was stopped and goes on (SIGSTOP, a frozen cgroup, a paused machine) finds its timers run out before it has read
 //! what came meanwhile: that it goes on interrupts epoll_wait(2) (signal(7)), which then tells of nothing. So a timer that has run
 //! out gives what is there another moment to be seen.
 
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -41,6 +42,19 @@ impl Future for Patient {
 }
 
 impl Sleep for Patient {}
+
+/// What the future comes to within the limit, or before whoever is there then has been heard.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`].
+pub async fn timeout<F: Future>(limit: Duration, future: F) -> io::Result<F::Output> {
+    let sleep = Patient { sleep: tokio::time::sleep(limit), has_had_its_moment: false };
+    tokio::select! {
+        biased;
+        done = future => Ok(done),
+        () = sleep => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
 
 impl Timer for PatientTimer {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
@@ -80,6 +94,24 @@ mod tests {
         assert!(futures_util::poll!(sleep.as_mut()).is_pending());
         sleep.as_mut().await;
         assert_eq!(begun.elapsed(), Duration::from_secs(30) + MOMENT, "and given up then");
+        let begun = tokio::time::Instant::now();
+        let (heard, hears) = tokio::sync::oneshot::channel();
+        let mut heard_late = std::pin::pin!(timeout(Duration::from_secs(10), hears));
+        assert!(futures_util::poll!(heard_late.as_mut()).is_pending());
+        tokio::time::advance(Duration::from_secs(30)).await;
+        assert!(futures_util::poll!(heard_late.as_mut()).is_pending());
+        heard.send("there").expect("somebody waits");
+        assert_eq!(heard_late.await.expect("it was there in time"), Ok("there"));
+        let never = timeout(Duration::from_secs(10), std::future::pending::<()>()).await;
+        assert_eq!(never.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
+        assert_eq!(begun.elapsed(), Duration::from_secs(40) + MOMENT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timer_that_is_set_anew_has_its_moment_again() {
+        let begun = tokio::time::Instant::now();
+        let mut sleep = PatientTimer.sleep(Duration::from_secs(10));
+        sleep.as_mut().await;
         PatientTimer.reset(&mut sleep, (begun + Duration::from_secs(50)).into());
         sleep.await;
         assert_eq!(begun.elapsed(), Duration::from_secs(50) + MOMENT);

@@ -19,13 +19,14 @@ use std::time::Instant;
 
 use http::{Request, Response};
 use tokio::io::AsyncWriteExt as _;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 pub use connection::Arriving;
 
 use super::body::{Fault, RequestBody};
 use super::counters::{Counter, Counters};
 use super::limits::{ACCEPT_PAUSE, CONNECT_TIMEOUT};
+use super::patience::timeout;
 use crate::address::{Address, Stream};
 use crate::routing::{Snapshot, WorkerRoute};
 use crate::trouble::{Trouble, is_want};
@@ -168,10 +169,7 @@ impl Upstreams {
             }
             io::Result::Ok(stream)
         };
-        match timeout(CONNECT_TIMEOUT, connected).await {
-            Ok(connected) => connected,
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
-        }
+        timeout(CONNECT_TIMEOUT, connected).await?
     }
 
     fn tell(&self, error: &io::Error) {

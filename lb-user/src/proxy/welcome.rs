@@ -11,7 +11,7 @@ use lb_common::tap::Rule;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::connection::Connection;
 use super::counters::Counter;
@@ -21,6 +21,7 @@ use super::limits::{
     CLIENT_STALL, COMPLAINT_PAUSE, HEAD_READ_TIMEOUT, PREFACE_PAUSE, PROXY_HEADER_TIMEOUT, TCP_KEEPALIVE,
 };
 use super::listen::stopped;
+use super::patience::timeout;
 use super::serve::Settings;
 use super::stream::ClientStream;
 use super::{Inner, Shutdown, proxied};
@@ -153,7 +154,7 @@ async fn begins_h2(stream: &TcpStream) -> io::Result<bool> {
             sleep(PREFACE_PAUSE).await;
         }
     };
-    timeout(HEAD_READ_TIMEOUT, looking).await.map_err(io::Error::from)?
+    timeout(HEAD_READ_TIMEOUT, looking).await?
 }
 
 /// Whom a trusted proxy speaks for on this connection.
@@ -161,6 +162,6 @@ async fn introduced(stream: &mut TcpStream, peer: SocketAddr, trusted: &[IpNet])
     if !is_trusted(trusted, peer.ip()) {
         return Err(io::Error::other("it is not among homing.trusted_proxies"));
     }
-    let source = timeout(PROXY_HEADER_TIMEOUT, proxied::read(stream)).await.map_err(io::Error::from)??;
+    let source = timeout(PROXY_HEADER_TIMEOUT, proxied::read(stream)).await??;
     Ok(source.unwrap_or(peer))
 }
