@@ -18,6 +18,9 @@ use plan::{PLAN, Plan, Test};
 
 /// Where a test's words go until it has ended.
 const SAID: &str = "/tmp/said";
+/// What `homing_tests::skips` tells, and the variable that names it.
+const SKIPS: &str = "/tmp/skips";
+const SKIPS_VARIABLE: &str = "HOMING_SKIPS";
 /// The last lines of a failed test that the console gets.
 const SAID_LINES_MAX: usize = 60;
 /// How often a running test is looked at.
@@ -78,7 +81,16 @@ fn run_all() -> anyhow::Result<()> {
         let outcome = run(test, limit);
         let took = start.elapsed().as_secs_f64();
         match outcome {
-            Ok(()) => println!("@@ PASS {test} ({took:.1} s)"),
+            Ok(()) => {
+                let told = fs::read_to_string(SKIPS).unwrap_or_default();
+                match skipped(&told) {
+                    Skipped::Whole(why) => println!("@@ SKIP {test}: {why}"),
+                    Skipped::Parts(parts) => {
+                        parts.iter().for_each(|why| println!("@@ PART {test}: {why}"));
+                        println!("@@ PASS {test} ({took:.1} s)");
+                    }
+                }
+            }
             Err(error) => {
                 let said = fs::read(SAID).unwrap_or_default();
                 let said = String::from_utf8_lossy(&said);
@@ -107,8 +119,10 @@ fn run_program(words: &[String]) -> anyhow::Result<()> {
 /// Runs one test in a process group of its own, to its end or to the limit.
 fn run(test: &Test, limit: Duration) -> anyhow::Result<()> {
     let said = File::create(SAID)?;
+    File::create(SKIPS)?;
     let mut child = Command::new(Path::new(plan::TESTS).join(&test.suite))
         .args(["--exact", &test.name, "--nocapture"])
+        .env(SKIPS_VARIABLE, SKIPS)
         .stdin(Stdio::null())
         .stdout(said.try_clone()?)
         .stderr(said)
@@ -148,6 +162,28 @@ fn bury_orphans() {
     while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
 }
 
+/// What a test that passed left out.
+#[derive(Debug, PartialEq)]
+enum Skipped<'a> {
+    /// Nothing of it was done.
+    Whole(&'a str),
+    Parts(Vec<&'a str>),
+}
+
+/// `told`: how much of it and why, in a line each.
+fn skipped(told: &str) -> Skipped<'_> {
+    let mut parts = Vec::new();
+    for (how_much, why) in told.lines().filter_map(|line| line.split_once('\t')) {
+        // The test's name is said anyway.
+        let why = why.split_once(": ").map_or(why, |(_, why)| why);
+        if how_much == "all" {
+            return Skipped::Whole(why);
+        }
+        parts.push(why);
+    }
+    Skipped::Parts(parts)
+}
+
 /// What the first panic said.
 fn why(said: &[u8]) -> Option<String> {
     let said = String::from_utf8_lossy(said);
@@ -158,6 +194,15 @@ fn why(said: &[u8]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::Skipped;
+
+    #[test]
+    fn a_test_that_did_nothing_is_told_from_one_that_left_something_out() {
+        assert_eq!(super::skipped(""), Skipped::Parts(Vec::new()));
+        assert_eq!(super::skipped("part\ta::b: no IPv6: none\n"), Skipped::Parts(vec!["no IPv6: none"]));
+        assert_eq!(super::skipped("part\ta: x\nall\ta: no GUE here\n"), Skipped::Whole("no GUE here"));
+    }
+
     #[test]
     fn the_first_panic_is_why_a_test_failed() {
         let said =

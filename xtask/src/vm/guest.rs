@@ -60,10 +60,22 @@ impl Machine {
     }
 }
 
-/// What the guest said of each test: `None` passed, or why not.
+/// What became of a test.
+#[derive(Debug, PartialEq)]
+pub enum Became {
+    Passed,
+    /// Why nothing of it can be done there.
+    Skipped(String),
+    /// Why.
+    Failed(String),
+}
+
+/// What the guest said of each test.
 #[derive(Default)]
 pub struct Said {
-    pub outcomes: BTreeMap<String, Option<String>>,
+    pub outcomes: BTreeMap<String, Became>,
+    /// Parts of tests that cannot be done there: the test, and why.
+    pub left_out: Vec<String>,
     /// What it measured, in its order.
     pub costs: Vec<(String, f64)>,
     /// Why the guest said no more, where it did not come to its end.
@@ -158,9 +170,13 @@ impl Said {
         };
         if let Some(passed) = words.strip_prefix("PASS ") {
             let test = passed.rsplit_once(" (").map_or(passed, |(test, _)| test);
-            self.outcomes.insert(test.to_owned(), None);
+            self.outcomes.insert(test.to_owned(), Became::Passed);
+        } else if let Some((test, why)) = words.strip_prefix("SKIP ").and_then(|rest| rest.split_once(": ")) {
+            self.outcomes.insert(test.to_owned(), Became::Skipped(why.to_owned()));
+        } else if let Some(part) = words.strip_prefix("PART ") {
+            self.left_out.push(part.to_owned());
         } else if let Some((test, why)) = words.strip_prefix("FAIL ").and_then(|rest| rest.split_once(": ")) {
-            self.outcomes.insert(test.to_owned(), Some(why.to_owned()));
+            self.outcomes.insert(test.to_owned(), Became::Failed(why.to_owned()));
         } else if let Some((cost, name)) = words.strip_prefix("COST ").and_then(|rest| rest.split_once(' ')) {
             self.costs.extend(cost.parse().ok().map(|cost| (name.to_owned(), cost)));
         } else if let Some(why) = words.strip_prefix("BROKEN ") {
@@ -184,7 +200,7 @@ impl Drop for Running {
 
 #[cfg(test)]
 mod tests {
-    use super::Said;
+    use super::{Became, Said};
 
     #[test]
     fn what_became_of_each_test_is_heard_also_behind_the_kernels_words() {
@@ -194,15 +210,21 @@ mod tests {
             "@@ PASS kernel a_test (0.3 s)",
             "[    2.1] late: @@ FAIL e2e b_test: thread 'b' panicked at x.rs:1: no: (2.0 s)",
             "words of nobody",
+            "@@ PART e2e c_test: no IPv6",
+            "@@ PASS e2e c_test (0.1 s)",
+            "@@ SKIP e2e d_test: no namespaces: none",
             "@@ COST 1463.5 packet, homing l2",
             "@@ END",
         ] {
             said.hear(line);
         }
-        assert_eq!(said.outcomes["kernel a_test"], None);
-        let why = said.outcomes["e2e b_test"].as_deref();
-        assert!(why.is_some_and(|why| why.contains("panicked at x.rs")), "{why:?}");
-        assert_eq!((said.outcomes.len(), said.broken, said.is_done), (2, None, true));
+        assert_eq!(said.outcomes["kernel a_test"], Became::Passed);
+        assert_eq!(said.outcomes["e2e c_test"], Became::Passed);
+        assert_eq!(said.outcomes["e2e d_test"], Became::Skipped("no namespaces: none".to_owned()));
+        let failed = &said.outcomes["e2e b_test"];
+        assert!(matches!(failed, Became::Failed(why) if why.contains("panicked at x.rs")), "{failed:?}");
+        assert_eq!((said.outcomes.len(), said.broken, said.is_done), (4, None, true));
+        assert_eq!(said.left_out, ["e2e c_test: no IPv6"]);
         assert_eq!(said.costs, [("packet, homing l2".to_owned(), 1463.5)]);
     }
 

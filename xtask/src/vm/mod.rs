@@ -18,7 +18,7 @@ use crate::setup;
 
 use choice::{GUEST_LIMIT_MIN, TEST_LIMIT, TIER_GUEST_LIMIT, TIER_KERNELS, TIER_TESTS};
 use cost::Counted;
-use guest::{Console, Machine};
+use guest::{Became, Console, Machine};
 use image::{Base, PROGRAMS, Suite};
 use kernels::{Kernel, MODULES, SERIES, Series};
 
@@ -196,14 +196,16 @@ fn under(
     let mut said = guest::boot(&kernel, &initrd, &console, &Machine::Quick, wanted.limit)?;
     for test in planned {
         match said.outcomes.remove(&test) {
-            Some(None) => outcome.passed += 1,
-            Some(Some(why)) => outcome.failed.push(format!("{test}: {why}")),
+            Some(Became::Passed) => outcome.passed += 1,
+            Some(Became::Skipped(why)) => outcome.skipped.push(format!("{test}: {why}")),
+            Some(Became::Failed(why)) => outcome.failed.push(format!("{test}: {why}")),
             None => {
                 let why = said.broken.as_deref().unwrap_or("the guest said nothing of it");
                 outcome.failed.push(format!("{test}: {why}; see {}", log.display()));
             }
         }
     }
+    outcome.skipped.append(&mut said.left_out);
     outcome.took = start.elapsed();
     Ok(outcome)
 }
