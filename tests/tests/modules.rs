@@ -2,14 +2,19 @@
 //!
 //! There, too, the tests of remote hosts (`tunnels`) have the kernel's own receivers of IP in IP and GUE.
 
-use homing_tests::hosts::{self, Plan};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use homing_tests::hosts::{self, Plan, Way};
 use homing_tests::instance::{Homing, demo_app, wait_for};
-use homing_tests::network::{Network, client_v4, client_v6};
+use homing_tests::network::{Network, SERVER_V4, SERVER_V6, SERVICE_V4, backend_v4, client_v4, client_v6};
 use homing_tests::session::{Client, Session};
 use homing_tests::site::{PORT, assert_kept, v4, v6};
 use serde_json::Value;
 
 const CLIENTS: u8 = 8;
+/// A stranger's connection that is not there by then is tried again.
+const SOON: Duration = Duration::from_secs(1);
 
 /// Four workers behind addresses on this device, and sessions of clients of both families.
 fn start(network: &Network) -> Homing {
@@ -132,6 +137,52 @@ fn hosts_whose_packets_are_late_or_lost_keep_their_clients() {
     for session in &mut sessions {
         (0..3).for_each(|_| hosts::assert_kept(session));
     }
+}
+
+/// The guide's rules for a host, with homing's addresses, and a count of what is dropped.
+fn rules_of_the_guide() -> String {
+    const GUIDE: &str = include_str!("../../docs/remote-hosts.md");
+    let (_, rest) = GUIDE.split_once("```\ntable inet homing {").expect("the guide has rules");
+    let rules = rest.split_once("```").expect("and their end").0;
+    let rules = rules.replace("10.0.0.1", &SERVER_V4.to_string()).replace("fd00::1", &SERVER_V6.to_string());
+    format!("table inet homing {{{}", rules.replace(" drop\n", " counter drop\n"))
+}
+
+/// `encapsulation`: what `ip link` is told of it.
+fn who_may_send_to_a_host(forward: &'static str, encapsulation: &str) {
+    let site = hosts::Site::start_as(&Plan { ways: &[Way { forward, over_v4: true }], ..Plan::default() });
+    let (host, strangers) = (&site.lan.backends[0], &site.lan.clients);
+    let tunnel = format!("link add strange type ipip local {} remote {} {encapsulation}", client_v4(1), backend_v4(0));
+    strangers.ip(&tunnel.split_whitespace().collect::<Vec<_>>());
+    strangers.ip(&["link", "set", "strange", "up"]);
+    let service = SERVICE_V4.to_string();
+    let past_homing = ["route", "add", &service, "dev", "strange", "src", &client_v4(1).to_string()];
+    let connects = || strangers.enter(|| TcpStream::connect_timeout(&(SERVICE_V4, PORT).into(), SOON).is_ok());
+    let forwarded = |site: &hosts::Site| site.homing.status()["counters"][format!("xdp_forwarded_{forward}")].clone();
+    strangers.ip(&past_homing);
+    let before = forwarded(&site);
+    wait_for("a host takes packets in others from anybody", || connects().then_some(()));
+    assert_eq!(forwarded(&site), before, "past homing");
+    let rules = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(rules.path(), rules_of_the_guide()).expect("written");
+    host.run(&["nft", "-f", rules.path().to_str().expect("a path of text")]);
+    wait_for("what a stranger sends is dropped", || {
+        assert!(!connects(), "only homing's machine may send to the host");
+        let said = host.output(&["nft", "list", "table", "inet", "homing"]);
+        (!said.contains("counter packets 0 ")).then_some(())
+    });
+    strangers.ip(&["route", "del", &service, "dev", "strange"]);
+    site.open(1..=CLIENTS).iter_mut().for_each(hosts::assert_kept);
+}
+
+#[test]
+fn with_the_rules_of_the_guide_a_host_takes_packets_in_ip_from_homings_machine_alone() {
+    who_may_send_to_a_host("ipip", "");
+}
+
+#[test]
+fn with_the_rules_of_the_guide_a_host_takes_packets_in_gue_from_homings_machine_alone() {
+    who_may_send_to_a_host("gue", "encap gue encap-sport auto encap-dport 6080");
 }
 
 #[test]

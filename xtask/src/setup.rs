@@ -131,6 +131,7 @@ pub fn vm_tools() -> anyhow::Result<()> {
         ("xz", "xz-utils"),
         ("sysctl", "procps"),
         ("strip", "binutils"),
+        ("nft", "nftables"),
     ];
     let is_missing = |program: &str| !has(program) && !PathBuf::from("/usr/sbin").join(program).exists();
     let missing: Vec<&str> =
@@ -144,7 +145,7 @@ pub fn vm_tools() -> anyhow::Result<()> {
 /// What costs are counted beside. None of these is started.
 pub fn cost_peers() -> anyhow::Result<()> {
     peers()?;
-    let mut missing: Vec<&str> = [("ipvsadm", "ipvsadm"), ("nft", "nftables")]
+    let mut missing: Vec<&str> = [("ipvsadm", "ipvsadm")]
         .into_iter()
         .filter(|(program, _)| !has(program) && !PathBuf::from("/usr/sbin").join(program).exists())
         .map(|(_, package)| package)

@@ -24,8 +24,6 @@ const NEWEST: &str = "7.2";
 enum Under {
     /// All with a kernel path.
     All,
-    /// The oldest and the newest: what is true under both was never seen to be otherwise in between.
-    Ends,
     /// The oldest: it lacks most, and these are about homing more than about the kernel.
     Oldest,
     /// Those without a kernel path.
@@ -38,12 +36,12 @@ const SUITES: [(&str, Under); 15] = [
     ("remote", Under::All),
     ("loaders", Under::All),
     ("e2e", Under::All),
-    ("modules", Under::Ends),
-    ("tunnels", Under::Ends),
-    ("devices", Under::Ends),
-    ("affinity", Under::Ends),
-    ("protection", Under::Ends),
-    ("clock", Under::Ends),
+    ("modules", Under::All),
+    ("tunnels", Under::All),
+    ("devices", Under::All),
+    ("affinity", Under::All),
+    ("protection", Under::All),
+    ("clock", Under::All),
     ("promotion", Under::Oldest),
     ("backends", Under::Oldest),
     ("successors", Under::Oldest),
@@ -106,7 +104,6 @@ pub fn runs(suite: &str, series: &Series, is_named: bool) -> bool {
                 Under::TooOld => !series.has_kernel_path,
                 _ if is_named => series.has_kernel_path,
                 Under::All => series.has_kernel_path,
-                Under::Ends => [OLDEST, NEWEST].contains(&series.name),
                 Under::Oldest => series.name == OLDEST,
             }
     })

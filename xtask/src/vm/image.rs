@@ -14,8 +14,8 @@ use crate::run::{at_root, cargo, run, target_dir};
 use super::kernels::Kernel;
 
 /// What the suites and the kernel call.
-pub const PROGRAMS: [&str; 11] =
-    ["cat", "env", "ethtool", "ip", "modprobe", "nsenter", "setpriv", "sh", "sleep", "sysctl", "tc"];
+pub const PROGRAMS: [&str; 12] =
+    ["cat", "env", "ethtool", "ip", "modprobe", "nft", "nsenter", "setpriv", "sh", "sleep", "sysctl", "tc"];
 /// Where programs are looked for; root's PATH may lack some of them.
 const PROGRAM_DIRS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 

@@ -65,7 +65,7 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const FLAVOUR: &str = "-cloud-amd64";
 
 /// What tests need that these kernels have as modules, in the order of loading. Dependencies are loaded by themselves.
-pub const MODULES: [&str; 14] = [
+pub const MODULES: [&str; 15] = [
     "veth",
     "bridge",
     "8021q",
@@ -78,6 +78,7 @@ pub const MODULES: [&str; 14] = [
     "fou",
     "fou6",
     "sch_netem",
+    "nf_tables",
     "sch_ingress",
     "cls_bpf",
 ];
