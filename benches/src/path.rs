@@ -35,11 +35,12 @@ pub fn run(rounds: Rounds) -> anyhow::Result<Vec<Case>> {
         }
         let of = |number: usize, value: fn(&Sample) -> f64| samples[number].iter().map(value).collect::<Vec<_>>();
         for (number, way) in ways.iter().enumerate().skip(1) {
+            let direct = ways.iter().position(|other| other.name == way.beside).unwrap_or_default();
             let beside = |what: &str, unit, value: fn(&Sample) -> f64| {
                 let name = format!("{}, {what}", way.name);
-                Case::new(&name, &of(number, value), unit, "direct to the worker", &of(0, value))
+                Case::new(&name, &of(number, value), unit, way.beside, &of(direct, value))
             };
-            let bar = (way.name == "kernel path").then_some(Bar::RatioAtLeast(0.97));
+            let bar = way.name.starts_with("kernel path").then_some(Bar::RatioAtLeast(0.97));
             cases.push(beside(what, unit, |sample| sample.per_second).with_bar(bar));
             cases.push(beside(each, "us", |sample| sample.cpu_us).least());
         }

@@ -4,14 +4,22 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
+use aya::programs::Xdp;
+use aya::programs::xdp::XdpMode;
+use aya::{Ebpf, EbpfLoader};
 use homing_tests::instance::Homing;
 use homing_tests::network::{Namespace, Network, SERVER_V4};
 
+use crate::datapath::FLOORS;
 use crate::http::peers::homing_file;
 use crate::load::CLIENTS;
 use crate::peers::{Peer, Plan, homing_binary, program};
 use crate::worker::Worker;
 
+/// Straight to the worker.
+pub const DIRECT: &str = "direct";
+/// The same where an XDP program that does nothing has every packet first: on this cable each is made anew for it.
+pub const DIRECT_BELOW_XDP: &str = "direct, below XDP";
 /// Where the worker of the bare machine listens.
 const WORKER: u16 = 9100;
 /// Where the kernel path's clients connect to.
@@ -19,20 +27,28 @@ const KERNEL: u16 = 8080;
 /// What nftables leads to the worker.
 const NFTABLES: u16 = 8090;
 
-/// Two machines with a cable each to clients of their own. homing's programs see all that comes to the one; the other has none,
-/// so that nothing but the balancer in question is in the way there.
+/// Machines with a cable each to clients of their own. homing's programs are on two of them, on one without XDP on the cable; an
+/// XDP program that lets everything pass is on another. The bare one has none, so that nothing but the balancer in question is in
+/// the way there.
 pub struct Machines {
     // In this order: what runs in a namespace ends before it.
     homing: Homing,
+    homing_without_xdp: Homing,
     worker: Worker,
+    worker_below_xdp: Worker,
     peers: Vec<Peer>,
+    _pass: Ebpf,
     with_homing: Network,
+    without_xdp: Network,
+    below_xdp: Network,
     bare: Network,
 }
 
 /// One way to a worker.
 pub struct Way<'a> {
     pub name: &'static str,
+    /// The direct way that it is compared with.
+    pub beside: &'static str,
     pub target: SocketAddr,
     pub clients: &'a Namespace,
     pub worker: u32,
@@ -44,14 +60,17 @@ pub struct Way<'a> {
 
 impl Machines {
     pub fn start() -> anyhow::Result<(Self, Vec<&'static str>)> {
-        let (bare, with_homing) = (Network::new(CLIENTS), Network::new(CLIENTS));
-        for network in [&bare, &with_homing] {
+        let [bare, below_xdp, without_xdp, with_homing] = std::array::from_fn(|_| Network::new(CLIENTS));
+        for network in [&bare, &below_xdp, &without_xdp, &with_homing] {
             for machine in [&network.server, &network.clients] {
                 // A proxy's connections come from one address, and each keeps its port for a minute.
                 machine.run(&["sysctl", "-qw", "net.ipv4.ip_local_port_range=10240 65535"]);
             }
         }
-        let worker = Worker::start_in(&bare.server, (Ipv4Addr::UNSPECIFIED, WORKER).into())?;
+        let listen = (Ipv4Addr::UNSPECIFIED, WORKER).into();
+        let worker = Worker::start_in(&bare.server, listen)?;
+        let worker_below_xdp = Worker::start_in(&below_xdp.server, listen)?;
+        let pass = below_xdp.server.enter(|| let_pass("eth0"))?;
         let behind = SocketAddr::from((Ipv4Addr::LOCALHOST, WORKER));
         let mut peers = Vec::new();
         let mut missing = Vec::new();
@@ -84,8 +103,21 @@ impl Machines {
         if program("nft").is_none() {
             missing.push("nftables");
         }
-        let homing = kernel_path(&with_homing.server)?;
-        Ok((Self { homing, worker, peers, with_homing, bare }, missing))
+        let homing = kernel_path(&with_homing.server, "eth0")?;
+        let homing_without_xdp = kernel_path(&without_xdp.server, "lo")?;
+        let machines = Self {
+            homing,
+            homing_without_xdp,
+            worker,
+            worker_below_xdp,
+            peers,
+            _pass: pass,
+            with_homing,
+            without_xdp,
+            below_xdp,
+            bare,
+        };
+        Ok((machines, missing))
     }
 
     /// The first is the direct one.
@@ -93,18 +125,29 @@ impl Machines {
         let at = |port| SocketAddr::from((SERVER_V4, port));
         let way = |name, port, balancer| Way {
             name,
+            beside: DIRECT,
             target: at(port),
             clients: &self.bare.clients,
             worker: self.worker.pid(),
             balancer,
             rules: None,
         };
-        let worker = *self.homing.pids(0).first().context("homing's worker runs")?;
         let mut ways = vec![
-            way("direct", WORKER, None),
+            way(DIRECT, WORKER, None),
             Way {
+                clients: &self.below_xdp.clients,
+                worker: self.worker_below_xdp.pid(),
+                ..way(DIRECT_BELOW_XDP, WORKER, None)
+            },
+            Way {
+                clients: &self.without_xdp.clients,
+                worker: worker_of(&self.homing_without_xdp)?,
+                ..way("kernel path without XDP", KERNEL, Some(self.homing_without_xdp.pid()))
+            },
+            Way {
+                beside: DIRECT_BELOW_XDP,
                 clients: &self.with_homing.clients,
-                worker: u32::try_from(worker)?,
+                worker: worker_of(&self.homing)?,
                 ..way("kernel path", KERNEL, Some(self.homing.pid()))
             },
         ];
@@ -120,6 +163,20 @@ impl Machines {
     }
 }
 
+/// The process of its only worker.
+fn worker_of(homing: &Homing) -> anyhow::Result<u32> {
+    Ok(u32::try_from(*homing.pids(0).first().context("homing's worker runs")?)?)
+}
+
+/// A program that does nothing, on this device of the namespace, for as long as the value lives.
+fn let_pass(device: &str) -> anyhow::Result<Ebpf> {
+    let mut ebpf = EbpfLoader::new().load(FLOORS)?;
+    let program: &mut Xdp = ebpf.program_mut("floor_pass").context("a program")?.try_into()?;
+    program.load()?;
+    program.attach(device, XdpMode::Driver)?;
+    Ok(ebpf)
+}
+
 impl Way<'_> {
     /// With its rules in force, if it has any.
     pub fn measure<T>(&self, act: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
@@ -131,15 +188,16 @@ impl Way<'_> {
     }
 }
 
-/// A homing with one worker, reached by address.
-fn kernel_path(machine: &Namespace) -> anyhow::Result<Homing> {
+/// A homing with one worker, reached by address, and XDP on this interface.
+fn kernel_path(machine: &Namespace, interface: &str) -> anyhow::Result<Homing> {
     let bench = std::env::current_exe()?;
     let app = format!(
         "[[app]]\nname = \"bench\"\nlisten = [\"{SERVER_V4}:{KERNEL}\"]\naffinity = \"ip\"\n\
          command = [{bench:?}, \"worker\", \"--listen\", \"127.0.0.1:{{port}}\"]\nenv = {{ TOKIO_WORKER_THREADS = \"1\" }}\n\
          [app.workers]\nmin = 1\nmax = 1\nmax_connections = 100000\n[app.timeouts]\ndrain = \"0s\"\n"
     );
-    let homing = Homing::start_under(&machine.wrapper().each_ref().map(String::as_str), "", &app);
+    let settings = format!("interfaces = [{interface:?}]");
+    let homing = Homing::start_under(&machine.wrapper().each_ref().map(String::as_str), &settings, &app);
     let status = homing.wait_for_workers(0, 1);
     let path = &status["kernel_path"];
     ensure!(path["active"] == true, "no kernel path, nothing to measure: {}", path["reason"]);
