@@ -3,37 +3,60 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::Entrance;
 
 /// Choices of the kernel that may fall on excluded ports before homing gives up.
 const ATTEMPTS_MAX: usize = 64;
 
-/// A loopback port that nobody listens on and that is not in `taken` (promised to workers that have yet to bind theirs).
+/// A port that is not in `taken` (promised to workers that have yet to bind theirs) and that nobody has on any address of the
+/// machine, be it for a connection to elsewhere: many a worker listens on all of them, whatever it is told. The loopback address
+/// with it.
 pub fn pick(taken: &BTreeSet<u16>) -> io::Result<SocketAddr> {
-    bind(taken)?.local_addr()
+    let (_, port) = free(taken, everywhere, |socket| Ok(socket.local_addr()?.as_socket().map_or(0, |at| at.port())))?;
+    Ok((Ipv4Addr::LOCALHOST, port).into())
 }
 
-/// A listening socket on such a port, to be passed to a worker.
+/// A listening socket on a loopback port that is not in `taken`, to be passed to a worker.
 pub fn listen(taken: &BTreeSet<u16>) -> io::Result<Entrance> {
-    let socket = bind(taken)?;
-    let address = socket.local_addr()?;
+    let on_loopback = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let (socket, port) = free(taken, on_loopback, |socket| Ok(socket.local_addr()?.port()))?;
+    let address = (Ipv4Addr::LOCALHOST, port).into();
     // What is accepted inherits it. uvicorn takes what it is passed for a unix socket, and does not set it.
     SockRef::from(&socket).set_tcp_nodelay(true)?;
     Ok(Entrance::Passed { address, socket: socket.into() })
 }
 
-fn bind(taken: &BTreeSet<u16>) -> io::Result<TcpListener> {
+/// Bound to a port of the kernel's choice on all addresses, of both families where there is IPv6. Nobody can connect to it.
+fn everywhere() -> io::Result<Socket> {
+    let bound = |domain, address: SocketAddr| {
+        let socket = Socket::new(domain, Type::STREAM.cloexec(), None)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.bind(&address.into())?;
+        io::Result::Ok(socket)
+    };
+    bound(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, 0).into())
+        .or_else(|_| bound(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, 0).into()))
+}
+
+/// A socket with a port that is not taken, and the port.
+fn free<S>(
+    taken: &BTreeSet<u16>,
+    bind: impl Fn() -> io::Result<S>,
+    port_of: impl Fn(&S) -> io::Result<u16>,
+) -> io::Result<(S, u16)> {
     // Kept open until the end, so that the kernel does not offer the same port again.
     let mut refused = Vec::new();
     for _ in 0..ATTEMPTS_MAX {
-        let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let port = socket.local_addr()?.port();
+        let socket = bind()?;
+        let port = port_of(&socket)?;
         if !taken.contains(&port) {
-            return Ok(socket);
+            return Ok((socket, port));
         }
         refused.push(socket);
     }
@@ -51,6 +74,28 @@ mod tests {
     fn a_picked_port_can_be_bound() {
         let address = pick(&BTreeSet::new()).expect("a port is free");
         TcpListener::bind(address).expect("it is still free");
+    }
+
+    #[test]
+    fn a_picked_port_can_be_bound_on_all_addresses_while_connections_from_others_have_many() {
+        const CONNECTIONS: usize = 500;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+        let target = listener.local_addr().expect("bound").into();
+        let from = SocketAddr::from((Ipv4Addr::new(127, 0, 9, 1), 0)).into();
+        let connections: Vec<Socket> = (0..CONNECTIONS)
+            .map(|_| {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+                socket.bind(&from).expect("a port is free");
+                socket.connect(&target).expect("somebody listens");
+                drop(listener.accept().expect("a connection"));
+                socket
+            })
+            .collect();
+        for _ in 0..500 {
+            let port = pick(&BTreeSet::new()).expect("a port is free").port();
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).expect("it is free on every address");
+        }
+        drop(connections);
     }
 
     #[test]
