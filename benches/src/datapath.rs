@@ -14,7 +14,7 @@ use lb_common::abi::{BackendId, Counter, SERVICE_LIMITED, SERVICE_LISTED, SERVIC
 use lb_common::maglev::{self, Member};
 
 use crate::report::{Bar, Case, Rounds};
-pub use kernel::FLOORS;
+pub use kernel::attach_floor;
 use kernel::{BOUND, FIRST, Kernel};
 
 const DROP: u32 = 1;

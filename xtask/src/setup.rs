@@ -120,6 +120,11 @@ pub fn cpp_compiler() -> anyhow::Result<()> {
     step("a C++ compiler, for libFuzzer", || apt(&["g++"]))
 }
 
+/// Neither in PATH nor where root's PATH may not look.
+fn is_missing(program: &str) -> bool {
+    !has(program) && !PathBuf::from("/usr/sbin").join(program).exists()
+}
+
 /// What boots other kernels, and what unpacks them.
 pub fn vm_tools() -> anyhow::Result<()> {
     test_tools()?;
@@ -133,7 +138,6 @@ pub fn vm_tools() -> anyhow::Result<()> {
         ("strip", "binutils"),
         ("nft", "nftables"),
     ];
-    let is_missing = |program: &str| !has(program) && !PathBuf::from("/usr/sbin").join(program).exists();
     let missing: Vec<&str> =
         wanted.into_iter().filter(|(program, _)| is_missing(program)).map(|(_, package)| package).collect();
     if missing.is_empty() {
@@ -145,11 +149,10 @@ pub fn vm_tools() -> anyhow::Result<()> {
 /// What costs are counted beside. None of these is started.
 pub fn cost_peers() -> anyhow::Result<()> {
     peers()?;
-    let mut missing: Vec<&str> = [("ipvsadm", "ipvsadm")]
-        .into_iter()
-        .filter(|(program, _)| !has(program) && !PathBuf::from("/usr/sbin").join(program).exists())
-        .map(|(_, package)| package)
-        .collect();
+    let mut missing = Vec::new();
+    if is_missing("ipvsadm") {
+        missing.push("ipvsadm");
+    }
     if !PathBuf::from("/usr/lib/nginx/modules/ngx_stream_module.so").exists() {
         missing.push("libnginx-mod-stream");
     }

@@ -13,13 +13,11 @@ use std::os::fd::AsFd as _;
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
+use aya::Ebpf;
 use aya::maps::Array;
-use aya::programs::Xdp;
-use aya::programs::xdp::XdpMode;
-use aya::{Ebpf, EbpfLoader};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::datapath::FLOORS;
+use crate::datapath::attach_floor;
 
 /// The balancer's address, that clients connect to.
 pub const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 1, 255, 254);
@@ -98,14 +96,11 @@ impl Lab {
     /// One of the floors' programs at this end, for as long as the value lives.
     pub fn xdp_at(&self, end: End, name: &str) -> anyhow::Result<Ebpf> {
         let attach = |device| {
-            let mut ebpf = EbpfLoader::new().load(FLOORS)?;
+            let mut ebpf = attach_floor(name, device)?;
             let [a, b, c, d, e, f] = OUR_LINK;
             let [g, h, i, j, k, l] = ROUTER_LINK;
             let mut link: Array<_, [u32; 3]> = ebpf.map_mut("LINK").context("a map")?.try_into()?;
             link.set(0, [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes), 0)?;
-            let program: &mut Xdp = ebpf.program_mut(name).context("a program")?.try_into()?;
-            program.load()?;
-            program.attach(device, XdpMode::Driver)?;
             anyhow::Ok(ebpf)
         };
         match end {

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, anyhow, ensure};
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, MapData, PerCpuArray, ProgramArray};
+use aya::programs::xdp::XdpMode;
 use aya::programs::{Program as AnyProgram, TestRun as _, TestRunOptions, TestRunResult, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use homing::datapath::{Listed, OBJECT, allow_route_lookups, pod::Wire};
@@ -17,7 +18,16 @@ use lb_common::addr::Addr;
 
 use super::{App, Packets, Program, Subject, packets};
 
-pub static FLOORS: &[u8] = aya::include_bytes_aligned!(env!("FLOORS_OBJECT"));
+static FLOORS: &[u8] = aya::include_bytes_aligned!(env!("FLOORS_OBJECT"));
+
+/// One of these programs on a device of this namespace, for as long as the value lives.
+pub fn attach_floor(name: &str, device: &str) -> anyhow::Result<Ebpf> {
+    let mut ebpf = EbpfLoader::new().load(FLOORS)?;
+    let program: &mut Xdp = ebpf.program_mut(name).context("a program")?.try_into()?;
+    program.load()?;
+    program.attach(device, XdpMode::Driver)?;
+    Ok(ebpf)
+}
 
 /// The first client's address; the others follow it.
 pub const FIRST: u32 = u32::from_be_bytes([10, 0, 0, 0]);

@@ -4,13 +4,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
-use aya::programs::Xdp;
-use aya::programs::xdp::XdpMode;
-use aya::{Ebpf, EbpfLoader};
+use aya::Ebpf;
 use homing_tests::instance::Homing;
 use homing_tests::network::{Namespace, Network, SERVER_V4};
 
-use crate::datapath::FLOORS;
+use crate::datapath::attach_floor;
 use crate::http::peers::homing_file;
 use crate::load::CLIENTS;
 use crate::peers::{Peer, Plan, homing_binary, program};
@@ -70,7 +68,7 @@ impl Machines {
         let listen = (Ipv4Addr::UNSPECIFIED, WORKER).into();
         let worker = Worker::start_in(&bare.server, listen)?;
         let worker_below_xdp = Worker::start_in(&below_xdp.server, listen)?;
-        let pass = below_xdp.server.enter(|| let_pass("eth0"))?;
+        let pass = below_xdp.server.enter(|| attach_floor("floor_pass", "eth0"))?;
         let behind = SocketAddr::from((Ipv4Addr::LOCALHOST, WORKER));
         let mut peers = Vec::new();
         let mut missing = Vec::new();
@@ -166,15 +164,6 @@ impl Machines {
 /// The process of its only worker.
 fn worker_of(homing: &Homing) -> anyhow::Result<u32> {
     Ok(u32::try_from(*homing.pids(0).first().context("homing's worker runs")?)?)
-}
-
-/// A program that does nothing, on this device of the namespace, for as long as the value lives.
-fn let_pass(device: &str) -> anyhow::Result<Ebpf> {
-    let mut ebpf = EbpfLoader::new().load(FLOORS)?;
-    let program: &mut Xdp = ebpf.program_mut("floor_pass").context("a program")?.try_into()?;
-    program.load()?;
-    program.attach(device, XdpMode::Driver)?;
-    Ok(ebpf)
 }
 
 impl Way<'_> {

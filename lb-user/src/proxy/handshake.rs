@@ -111,19 +111,18 @@ pub async fn shake_hands(
         TlsAcceptor::from(config).accept(stream).await.map(Ok)
     };
     match timeout(HANDSHAKE_TIMEOUT, hands).await {
-        Ok(Ok(Ok(stream))) => {
+        Ok(Ok(stream)) => {
             proxy.counters.add(Counter::TlsHandshakes);
             return Some(ClientStream::Tls(Box::new(stream)));
         }
-        Ok(Ok(Err(stream))) => {
+        Ok(Err(stream)) => {
             proxy.counters.add(Counter::TlsPlain);
             drop(timeout(LINGER, explain(stream)).await);
         }
-        Ok(Err(error)) => {
+        Err(error) => {
             proxy.counters.add(Counter::TlsFailed);
             tracing::debug!(%error, "TLS handshake failed");
         }
-        Err(_) => proxy.counters.add(Counter::TlsFailed),
     }
     None
 }

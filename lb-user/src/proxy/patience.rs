@@ -46,12 +46,12 @@ impl Sleep for Patient {}
 /// What the future comes to within the limit, or before whoever is there then has been heard.
 ///
 /// # Errors
-/// [`io::ErrorKind::TimedOut`].
-pub async fn timeout<F: Future>(limit: Duration, future: F) -> io::Result<F::Output> {
+/// The future's own, and [`io::ErrorKind::TimedOut`].
+pub async fn timeout<T>(limit: Duration, future: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     let sleep = Patient { sleep: tokio::time::sleep(limit), has_had_its_moment: false };
     tokio::select! {
         biased;
-        done = future => Ok(done),
+        done = future => done,
         () = sleep => Err(io::ErrorKind::TimedOut.into()),
     }
 }
@@ -96,13 +96,13 @@ mod tests {
         assert_eq!(begun.elapsed(), Duration::from_secs(30) + MOMENT, "and given up then");
         let begun = tokio::time::Instant::now();
         let (heard, hears) = tokio::sync::oneshot::channel();
-        let mut heard_late = std::pin::pin!(timeout(Duration::from_secs(10), hears));
+        let mut heard_late = std::pin::pin!(timeout(Duration::from_secs(10), async { Ok(hears.await) }));
         assert!(futures_util::poll!(heard_late.as_mut()).is_pending());
         tokio::time::advance(Duration::from_secs(30)).await;
         assert!(futures_util::poll!(heard_late.as_mut()).is_pending());
         heard.send("there").expect("somebody waits");
         assert_eq!(heard_late.await.expect("it was there in time"), Ok("there"));
-        let never = timeout(Duration::from_secs(10), std::future::pending::<()>()).await;
+        let never = timeout(Duration::from_secs(10), std::future::pending::<io::Result<()>>()).await;
         assert_eq!(never.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
         assert_eq!(begun.elapsed(), Duration::from_secs(40) + MOMENT);
     }

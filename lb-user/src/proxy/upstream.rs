@@ -169,7 +169,7 @@ impl Upstreams {
             }
             io::Result::Ok(stream)
         };
-        timeout(CONNECT_TIMEOUT, connected).await?
+        timeout(CONNECT_TIMEOUT, connected).await
     }
 
     fn tell(&self, error: &io::Error) {

@@ -154,7 +154,7 @@ async fn begins_h2(stream: &TcpStream) -> io::Result<bool> {
             sleep(PREFACE_PAUSE).await;
         }
     };
-    timeout(HEAD_READ_TIMEOUT, looking).await?
+    timeout(HEAD_READ_TIMEOUT, looking).await
 }
 
 /// Whom a trusted proxy speaks for on this connection.
@@ -162,6 +162,6 @@ async fn introduced(stream: &mut TcpStream, peer: SocketAddr, trusted: &[IpNet])
     if !is_trusted(trusted, peer.ip()) {
         return Err(io::Error::other("it is not among homing.trusted_proxies"));
     }
-    let source = timeout(PROXY_HEADER_TIMEOUT, proxied::read(stream)).await??;
+    let source = timeout(PROXY_HEADER_TIMEOUT, proxied::read(stream)).await?;
     Ok(source.unwrap_or(peer))
 }

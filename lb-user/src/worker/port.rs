@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -16,14 +17,13 @@ const ATTEMPTS_MAX: usize = 64;
 /// machine, be it for a connection to elsewhere: many a worker listens on all of them, whatever it is told. The loopback address
 /// with it.
 pub fn pick(taken: &BTreeSet<u16>) -> io::Result<SocketAddr> {
-    let (_, port) = free(taken, everywhere, |socket| Ok(socket.local_addr()?.as_socket().map_or(0, |at| at.port())))?;
+    let (_, port) = free(taken, everywhere)?;
     Ok((Ipv4Addr::LOCALHOST, port).into())
 }
 
 /// A listening socket on a loopback port that is not in `taken`, to be passed to a worker.
 pub fn listen(taken: &BTreeSet<u16>) -> io::Result<Entrance> {
-    let on_loopback = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let (socket, port) = free(taken, on_loopback, |socket| Ok(socket.local_addr()?.port()))?;
+    let (socket, port) = free(taken, || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
     let address = (Ipv4Addr::LOCALHOST, port).into();
     // What is accepted inherits it. uvicorn takes what it is passed for a unix socket, and does not set it.
     SockRef::from(&socket).set_tcp_nodelay(true)?;
@@ -32,29 +32,25 @@ pub fn listen(taken: &BTreeSet<u16>) -> io::Result<Entrance> {
 
 /// Bound to a port of the kernel's choice on all addresses, of both families where there is IPv6. Nobody can connect to it.
 fn everywhere() -> io::Result<Socket> {
-    let bound = |domain, address: SocketAddr| {
-        let socket = Socket::new(domain, Type::STREAM.cloexec(), None)?;
+    let bound = |address: SocketAddr| {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         if address.is_ipv6() {
             socket.set_only_v6(false)?;
         }
         socket.bind(&address.into())?;
         io::Result::Ok(socket)
     };
-    bound(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, 0).into())
-        .or_else(|_| bound(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, 0).into()))
+    bound((Ipv6Addr::UNSPECIFIED, 0).into()).or_else(|_| bound((Ipv4Addr::UNSPECIFIED, 0).into()))
 }
 
 /// A socket with a port that is not taken, and the port.
-fn free<S>(
-    taken: &BTreeSet<u16>,
-    bind: impl Fn() -> io::Result<S>,
-    port_of: impl Fn(&S) -> io::Result<u16>,
-) -> io::Result<(S, u16)> {
+fn free<S: AsFd>(taken: &BTreeSet<u16>, bind: impl Fn() -> io::Result<S>) -> io::Result<(S, u16)> {
     // Kept open until the end, so that the kernel does not offer the same port again.
     let mut refused = Vec::new();
     for _ in 0..ATTEMPTS_MAX {
         let socket = bind()?;
-        let port = port_of(&socket)?;
+        let address = SockRef::from(&socket).local_addr()?;
+        let port = address.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?.port();
         if !taken.contains(&port) {
             return Ok((socket, port));
         }
